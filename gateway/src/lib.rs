@@ -4,6 +4,7 @@
 
 pub mod backplane;
 pub mod clock;
+pub mod config;
 pub mod lifecycle;
 pub mod metrics;
 pub mod vitals;
