@@ -7,4 +7,5 @@ pub mod clock;
 pub mod config;
 pub mod lifecycle;
 pub mod metrics;
+pub mod telemetry;
 pub mod vitals;
