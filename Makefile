@@ -11,6 +11,7 @@ NODE ?= node
 # The token that `make run` accepts for POST /api/v1/events.
 GATEWAY_INGEST_TOKEN ?= dev-token
 
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 LOGS := target/ci
 CHART_VENV := .tools/helm-venv
 CLIENTS_PYTHON := .tools/clients-venv/bin/python
@@ -65,7 +66,8 @@ test-autobahn: ## Autobahn's protocol cases against the socket layer
 
 .PHONY: chart
 chart: $(CHART_VENV)/.installed ## Lint, render and validate the Helm chart, without helm or a cluster
-	$(call logged,chart,$(CHART_VENV)/bin/python helm/tools/check_chart.py)
+	@$(CARGO) build -q --locked -p gateway
+	$(call logged,chart,$(CHART_VENV)/bin/python helm/tools/check_chart.py --gateway $(TARGET)/debug/gateway)
 
 .PHONY: chart-update
 chart-update: $(CHART_VENV)/.installed ## Accept changed renders of the chart: goldens and its README's table

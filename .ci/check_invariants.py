@@ -18,7 +18,8 @@ from pathlib import Path
 
 from rust_source import split, test_modules
 
-CITATION = re.compile(r"\bInv\.\s+([A-Z][A-Z_]*)\b")
+# In backticks it is talk about the form, not a citation.
+CITATION = re.compile(r"(?<!`)\bInv\.\s+([A-Z][A-Z_]*)\b")
 CODE = ("gateway/src", "shared/src")
 TESTS = ("gateway/tests", "shared/tests")
 TEST_LANGUAGES = {".rs", ".lua", ".py", ".js", ".mjs", ".sh"}

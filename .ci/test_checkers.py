@@ -111,6 +111,10 @@ class Invariants(CheckerTest):
         self.repository.replace("gateway/src/take.lua", "Inv. GAP", "inv. gap")
         self.check("GAP: no code cites it")
 
+    def test_talk_about_the_form_is_no_citation(self) -> None:
+        self.repository.replace("gateway/src/take.lua", "Inv. GAP:", "as in `Inv. GAP`")
+        self.check("GAP: no code cites it")
+
     def test_an_out_of_line_test_module_is_a_test(self) -> None:
         self.repository.write("gateway/src/hub/tests.rs", "")
         self.check("GAP: no test cites it")

@@ -4,19 +4,23 @@
 A chart that renders is not yet one that runs: a misspelt field is dropped silently by older API servers, a
 misspelt variable keeps the gateway from starting, a misspelt value is ignored by helm. So the chart is linted,
 its schema must refuse bad values, all of ci/*-values.yaml are rendered, compared with the goldens and validated
-strictly against the oldest and the newest Kubernetes that we name, and the suites under tests/ are run.
+strictly against the oldest and the newest Kubernetes that we name, the gateway itself checks the environment that
+each gives it, and the suites under tests/ are run.
 
-    check_chart.py            check; the last line is "N passed, N failed"
-    check_chart.py --update   write the goldens and the table of README.md afresh
+    check_chart.py --gateway target/debug/gateway   check; the last line is "N passed, N failed"
+    check_chart.py --update                         write the goldens and the table of README.md afresh
 
 A tool that is missing is a failure, not a skip: see requirements.txt.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +100,14 @@ class Checks:
 
 
 def main() -> int:
-    update = sys.argv[1:] == ["--update"]
-    if sys.argv[1:] and not update:
-        print(__doc__, file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--gateway", type=Path, help="a built gateway, for its --check-config")
+    what.add_argument("--update", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.gateway and not arguments.gateway.is_file():
+        parser.error(f"{arguments.gateway} is not there: cargo build -p gateway")
+    update: bool = arguments.update
     checks = Checks()
     with Chart.load(CHART) as chart:
         steps = [
@@ -107,9 +115,10 @@ def main() -> int:
             ("schema", lambda: check_schema(checks, chart)),
             ("values", lambda: check_values(checks, chart, update)),
             ("render", lambda: check_renders(checks, chart, update)),
-            ("variables", lambda: check_variables(checks, chart)),
             ("suites", lambda: run_suites(chart, CHART / "tests", checks.add)),
         ]
+        if arguments.gateway:
+            steps.append(("environment", lambda: check_environment(checks, chart, arguments.gateway)))
         for title, step in steps:
             before = checks.passed
             step()
@@ -271,26 +280,42 @@ def check_documents(checks: Checks, name: str, rendered: dict[str, str]) -> None
                 checks.add(not why_not, f"{name}: {path} against Kubernetes {version}", why_not)
 
 
-def check_variables(checks: Checks, chart: Chart) -> None:
-    """Every variable that the chart can set is one that the gateway reads: it refuses to start on others."""
-    sources = [ROOT / "gateway/src/config.rs", *sorted((ROOT / "gateway/src/config").glob("*.rs"))]
-    code = "\n".join(path.read_text() for path in sources if path.exists())
-    if not code:
-        checks.add(False, "gateway/src/config.rs", "not found: nobody reads the variables")
-        return
-    names: set[str] = set()
-    for case in (CHART / "ci").glob("*-values.yaml"):
-        rendered = chart.render(yaml.safe_load(case.read_text()) or {}, name=RELEASE, namespace=NAMESPACE)
-        deployment = yaml.safe_load(rendered["pulsegate/templates/deployment.yaml"])
-        for container in deployment["spec"]["template"]["spec"]["containers"]:
-            names |= {entry["name"] for entry in container["env"]}
-    for name in sorted(names):
-        if name.startswith("OTEL_"):
-            continue
-        # The _FILE twin of a secret may be derived from the secret's own name.
-        stem = name if name == "REDIS_CA_FILE" else name.removesuffix("_FILE")
-        found = re.search(rf'"{re.escape(stem)}(_FILE)?"', code)
-        checks.add(found is not None, f"variable {name}", "gateway/src/config.rs does not read it")
+def check_environment(checks: Checks, chart: Chart, gateway: Path) -> None:
+    """The gateway accepts the environment of every rendered pod: it refuses to start on a variable it does not know.
+
+    And it reads every secret file that it is given: one that is not there is an error.
+    """
+    for case in sorted((CHART / "ci").glob("*-values.yaml")):
+        name = case.name.removesuffix("-values.yaml")
+        with tempfile.TemporaryDirectory() as directory:
+            environment = pod_environment(chart, case, Path(directory))
+            code, output = check_config(gateway, environment)
+            checks.add(code == 0, f"gateway --check-config {name}", f"exit {code}: {output}")
+            for variable, path in environment.items():
+                if variable.endswith("_FILE"):
+                    code, output = check_config(gateway, environment | {variable: f"{path}.missing"})
+                    checks.add(code == 2, f"{name}: {variable} of a file that is missing", f"exit {code}, not 2: {output}")
+
+
+def pod_environment(chart: Chart, case: Path, directory: Path) -> dict[str, str]:
+    """The variables of the gateway's container, with files in the directory in place of the mounted secrets."""
+    contents = {
+        "redis-url": "rediss://redis.example.org:6380/0\n",
+        "redis-ca.crt": (Path(__file__).parent / "testdata" / "ca.crt").read_text(),
+        "ingest-token": "first,second\n",
+    }
+    for file, content in contents.items():
+        (directory / file).write_text(content)
+    rendered = chart.render(yaml.safe_load(case.read_text()) or {}, name=RELEASE, namespace=NAMESPACE)
+    deployment = yaml.safe_load(rendered["pulsegate/templates/deployment.yaml"])
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    mount = "/etc/pulsegate/secrets"
+    return {entry["name"]: entry["value"].replace(mount, str(directory)) for entry in container["env"]}
+
+
+def check_config(gateway: Path, environment: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run([gateway, "--check-config"], env=environment, capture_output=True, text=True, timeout=30)
+    return done.returncode, (done.stderr or done.stdout).strip()
 
 
 if __name__ == "__main__":
