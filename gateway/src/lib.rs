@@ -4,6 +4,7 @@
 
 pub mod backplane;
 pub mod clock;
+pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
 pub mod vitals;
