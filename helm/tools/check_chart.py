@@ -66,6 +66,9 @@ REFUSED_BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"proxyProtocol": "yes"}}, "proxyProtocol"),
     ({"bindAddress": "localhost"}, "bindAddress"),
     ({"ingest": {"token": "two words"}}, "token"),
+    ({"ingest": {"token": "long-enough,short"}}, "token"),
+    ({"config": {"allowedOrigins": ["example.org"]}}, "allowedOrigins"),
+    ({"config": {"keyPrefix": "a}b"}}, "keyPrefix"),
     ({"service": {"type": "ExternalName"}}, "type"),
     ({"service": {"port": 0}}, "port"),
     ({"service": {"port": 70000}}, "port"),
@@ -302,7 +305,7 @@ def pod_environment(chart: Chart, case: Path, directory: Path) -> dict[str, str]
     contents = {
         "redis-url": "rediss://redis.example.org:6380/0\n",
         "redis-ca.crt": (Path(__file__).parent / "testdata" / "ca.crt").read_text(),
-        "ingest-token": "first,second\n",
+        "ingest-token": "first-token,second-token\n",
     }
     for file, content in contents.items():
         (directory / file).write_text(content)
