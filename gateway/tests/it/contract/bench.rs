@@ -19,8 +19,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 /// A lease that ends while a test looks.
 pub(crate) const SHORT: Duration = Duration::from_millis(150);
-/// A lease that outlives any test.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
+/// A lease that outlives any test, and is no longer than a node may ask for.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// The window where nobody should be forgotten.
 pub(crate) const WINDOW: Duration = Duration::from_secs(3600);
 
