@@ -4,6 +4,9 @@
 
 pub mod backplane;
 pub mod clock;
+pub mod config;
+pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+pub mod telemetry;
 pub mod vitals;
