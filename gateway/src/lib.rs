@@ -5,6 +5,7 @@
 pub mod backplane;
 pub mod clock;
 pub mod config;
+pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
 pub mod telemetry;
