@@ -89,7 +89,7 @@ local function read_themes()
   end
 end
 
--- The share in whole tenths, rounded half up.
+-- The share in tenths of a percent, computed in whole numbers and rounded half up.
 local function theme_stats(theme)
   if not counts[theme] and theme ~= OTHER_THEME then
     if named >= THEMES_MAX then
@@ -101,7 +101,7 @@ local function theme_stats(theme)
   local count = redis.call('HINCRBY', themes, theme, 1)
   counts[theme] = count
   views = views + 1
-  local tenths = math.floor(count * 1000 / views + 0.5)
+  local tenths = math.floor((2000 * count + views) / (2 * views))
   return string.format('{"theme":"%s","count":%s,"percentage":%.1f}', theme, int(count), tenths / 10)
 end
 
