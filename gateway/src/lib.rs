@@ -4,7 +4,9 @@
 
 pub mod backplane;
 pub mod clock;
+pub mod cluster_time;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+pub mod ticker;
 pub mod vitals;
