@@ -5,8 +5,15 @@
 pub mod backplane;
 pub mod clock;
 pub mod cluster_time;
+pub mod config;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+pub mod presence;
+pub mod publisher;
+pub mod telemetry;
 pub mod ticker;
 pub mod vitals;
+
+#[cfg(test)]
+mod testing;
