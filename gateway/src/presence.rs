@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 
 use self::agenda::{Agenda, Job};
 use crate::backplane::{Backplane, Millis, Result, Salt, Salts, Seen, TOUCH_VISITORS_MAX, Touch, TouchReply};
-use crate::clock::{Clock, Mono};
+use crate::clock::Clock;
 use crate::cluster_time::ClusterTime;
 use crate::identity::{VisitorDigest, visitor_hash};
 use crate::lifecycle::{Lifecycle, Phase};

@@ -78,6 +78,11 @@ impl Unreliable {
         self.faults.lock().entry(call).or_default().extend(faults);
     }
 
+    /// The calls of this method do not fail any more.
+    pub(crate) fn fail_no_more(&self, call: Call) {
+        self.faults.lock().remove(&call);
+    }
+
     /// How many calls of this method have ended.
     pub(crate) fn count(&self, call: Call) -> usize {
         self.seen.borrow().get(&call).copied().unwrap_or(0)
