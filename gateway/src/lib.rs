@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod presence;
 pub mod publisher;
+pub mod relay;
 pub mod telemetry;
 pub mod ticker;
 pub mod vitals;

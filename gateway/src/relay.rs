@@ -1,0 +1,4 @@
+//! wip
+pub mod cursor;
+pub mod decode;
+pub mod freshness;
