@@ -38,6 +38,15 @@ impl Clock {
         wrapped
     }
 
+    /// The wall clock, in milliseconds since the Unix epoch; 0 before it. It may go backwards: for the embedded
+    /// backplane, which deals with that as Redis does.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that may ask")]
+    pub fn wall_ms() -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The wall clock, in whole seconds.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that may ask")]

@@ -5,8 +5,10 @@
 pub mod admission;
 pub mod backplane;
 pub mod clock;
+pub mod config;
 pub mod http;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+pub mod telemetry;
 pub mod vitals;

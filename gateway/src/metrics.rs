@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 
@@ -402,11 +403,11 @@ pub struct Page {
 }
 
 impl Page {
-    /// Registers an instrument for each field of `metrics`.
+    /// Registers an instrument for each field of `metrics`; `otlp` gets them too, where metrics leave that way.
     ///
     /// # Errors
     /// When the exporter cannot be built; that is a programming error, met at start.
-    pub fn new(metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+    pub fn new(metrics: &Arc<Metrics>, otlp: Option<MetricExporter>) -> anyhow::Result<Self> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -415,7 +416,11 @@ impl Page {
             .without_target_info()
             .scope_info_enabled(false)
             .build()?;
-        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        let mut provider = SdkMeterProvider::builder().with_reader(exporter);
+        if let Some(otlp) = otlp {
+            provider = provider.with_periodic_exporter(otlp);
+        }
+        let provider = provider.build();
         register(&provider.meter("gateway"), metrics);
         Ok(Self { registry, _provider: provider })
     }
@@ -515,7 +520,7 @@ mod tests {
         metrics.messages.add(Direction::Sent, 20);
         metrics.closed(Close::PongTimeout);
         metrics.closed(Close::Normal);
-        let page = Page::new(&metrics).expect("builds").render().expect("renders");
+        let page = Page::new(&metrics, None).expect("builds").render().expect("renders");
         let seed: Vec<&str> = page.lines().filter(|line| line.starts_with("websocket_")).collect();
         assert_eq!(
             seed,
@@ -530,7 +535,7 @@ mod tests {
 
     #[test]
     fn each_metric_has_help_and_a_name_of_its_own() {
-        let page = Page::new(&Arc::new(Metrics::default())).expect("builds").render().expect("renders");
+        let page = Page::new(&Arc::new(Metrics::default()), None).expect("builds").render().expect("renders");
         let names: Vec<&str> =
             page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let helps: Vec<&str> =

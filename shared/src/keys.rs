@@ -30,6 +30,12 @@ impl Keys {
         if fits && plain { Ok(Self { prefix: prefix.to_owned() }) } else { Err(PrefixError) }
     }
 
+    /// The prefix itself.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     fn key(&self, name: impl fmt::Display) -> String {
         format!("{{{}}}:{name}", self.prefix)
     }

@@ -1,0 +1,8 @@
+//! The harness: what starts, drives, watches and ends real processes.
+
+#![allow(dead_code, reason = "the suites that use all of it are being written")]
+
+pub(crate) mod ports;
+pub(crate) mod process;
+pub(crate) mod redis_server;
+pub(crate) mod resp;
