@@ -1,1 +1,3 @@
-fn main(){}
+//! The gateway's process.
+
+fn main() {}

@@ -1,1 +1,3 @@
-fn main(){}
+//! The load tester.
+
+fn main() {}
