@@ -167,8 +167,9 @@ export function viewsOfAll(before, { views, percentage }) {
 export const themeBars = ({ themes, themeViews }) =>
   themes.slice(0, THEMES_SHOWN).map(({ theme, views }) => ({ theme, views, share: themeViews > 0 ? Math.min(100, (100 * views) / themeViews) : 0 }));
 
-/** `cv_theme_change` as a person would say it: `Cv theme change`. */
+/** `page_view` as a person would say it: `Page view`. */
 export function spoken(name) {
+  if (name === 'cv_theme_change') return 'Theme changed';
   const words = name.replace(/[_.-]+/g, ' ').trim();
   return words ? words[0].toUpperCase() + words.slice(1) : '';
 }
@@ -193,8 +194,8 @@ export function sparkline(samples) {
   const [least, peak] = [Math.min(...values), Math.max(...values)];
   const calm = peak - least < peak / 4;
   const room = Math.max(2, Math.ceil((peak - least) * 0.25), calm ? Math.ceil(peak * 0.02) : 0);
-  const low = calm ? Math.max(0, least - room) : 0;
-  const high = peak + room;
+  const low = calm ? roundTo2(Math.max(0, least - room), Math.floor) : 0;
+  const high = roundTo2(peak + room, Math.ceil);
   const runs = [];
   shown.forEach((sample, index) => {
     const point = { x: 1 - (last.at - sample.at) / span, y: (high - sample.visitors) / (high - low) };
@@ -202,6 +203,12 @@ export function sparkline(samples) {
     runs.at(-1).push(point);
   });
   return { runs, low, high, least, peak, span, tip: runs.at(-1).at(-1) };
+}
+
+/** A scale reads better as 17,000 than as 16,057: two significant digits. */
+function roundTo2(value, round) {
+  const unit = 10 ** Math.max(0, Math.floor(Math.log10(Math.max(1, value))) - 1);
+  return round(value / unit) * unit;
 }
 
 /** SVG path data for the runs; `floor` closes each down to the bottom edge, for the area under the line. */
