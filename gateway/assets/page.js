@@ -333,15 +333,20 @@ export function deadline(link) {
   return link.heardAt + (link.phase === 'live' ? STALE_AFTER_MS : DEAD_AFTER_MS);
 }
 
+const LOST = 'Connection lost, reconnecting';
+
 /** What the page says of the link and the number: `shown` is what people see, `said` what is read out once. */
 export function status(link, picture, now, clock) {
   const since = picture.at === null ? '' : ` since ${clock(picture.at)}`;
   switch (link.phase) {
     case 'connecting':
-      return { phase: 'connecting', shown: 'Connecting…', said: 'Connecting' };
+      // Every further attempt is the same news: it is not read out again.
+      return link.failures > 0
+        ? { phase: 'connecting', shown: 'Reconnecting…', said: LOST }
+        : { phase: 'connecting', shown: 'Connecting…', said: 'Connecting' };
     case 'waiting': {
       const seconds = Math.max(1, Math.ceil((link.retryAt - now) / 1000));
-      return { phase: 'waiting', shown: `Reconnecting in ${seconds} s`, said: 'Connection lost, reconnecting' };
+      return { phase: 'waiting', shown: `Reconnecting in ${seconds} s`, said: LOST };
     }
     case 'offline':
       return { phase: 'offline', shown: 'Offline', said: 'This device is offline' };

@@ -296,6 +296,8 @@ describe('status', () => {
     const seconds = [0, 999, 1_000, 2_999, 3_500].map((now) => shown(inputs, page.emptyPicture(), now));
     assert.deepEqual(seconds.map((status) => status.shown.match(/\d+/)[0]), ['3', '3', '2', '1', '1']);
     assert.equal(new Set(seconds.map((status) => status.said)).size, 1);
+    const again = shown([...inputs, ['time', 3_000]], page.emptyPicture());
+    assert.deepEqual([again.shown, again.said], ['Reconnecting…', seconds[0].said], 'and the next attempt is no news');
   });
 });
 
