@@ -6,7 +6,7 @@
 //! and beyond [`ADDRESSES_MAX`] nobody is limited until the next sweep, rather than refused: the caps still hold then,
 //! and refusing everybody would be the attacker's goal.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 
-use crate::identity::normalise;
+use crate::identity::counted;
 
 /// The most addresses whose rate is watched at a time, at 69 bytes each. A state can be swept five seconds after the
 /// last handshake at the latest, so only a node that sees more addresses than this between two sweeps comes near it.
@@ -50,7 +50,7 @@ impl<C: Clock + Clone> HandshakeRate<C> {
         if limiter.len() >= ADDRESSES_MAX {
             return Ok(());
         }
-        limiter.check_key(&key(ip)).map_err(|until| until.wait_time_from(self.clock.now()))
+        limiter.check_key(&counted(ip)).map_err(|until| until.wait_time_from(self.clock.now()))
     }
 
     /// Forgets the addresses that may burst again, and gives their memory back.
@@ -59,14 +59,6 @@ impl<C: Clock + Clone> HandshakeRate<C> {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
-    }
-}
-
-/// The address as it counts: IPv4 whole, IPv6 by its /64.
-fn key(ip: IpAddr) -> IpAddr {
-    match normalise(ip) {
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64))),
-        v4 => v4,
     }
 }
 
