@@ -2,10 +2,12 @@
 //!
 //! docs/ARCHITECTURE.md has the map of this crate and the invariants that its comments name (`Inv. ORDER`).
 
+pub mod admission;
 pub mod backplane;
 pub mod clock;
 pub mod cluster_time;
 pub mod config;
+pub mod http;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
