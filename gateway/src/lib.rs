@@ -5,8 +5,11 @@
 pub mod backplane;
 pub mod clock;
 pub mod config;
+pub mod hub;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+pub mod session;
+pub mod supervise;
 pub mod telemetry;
 pub mod vitals;
