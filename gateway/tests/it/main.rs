@@ -10,4 +10,5 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test may ask what time it is")]
 
+mod contract;
 mod support;
