@@ -52,7 +52,8 @@ pub(crate) enum Fault {
 /// The embedded backplane behind a network that fails as it is told.
 #[derive(Debug)]
 pub(crate) struct Unreliable {
-    inner: Arc<MemoryBackplane>,
+    inner: Mutex<Arc<MemoryBackplane>>,
+    forged: Mutex<Vec<Entry>>,
     down: AtomicBool,
     faults: Mutex<HashMap<Call, VecDeque<Fault>>>,
     seen: watch::Sender<HashMap<Call, usize>>,
@@ -61,7 +62,8 @@ pub(crate) struct Unreliable {
 impl Unreliable {
     pub(crate) fn new(inner: Arc<MemoryBackplane>) -> Arc<Self> {
         Arc::new(Self {
-            inner,
+            inner: Mutex::new(inner),
+            forged: Mutex::default(),
             down: AtomicBool::new(false),
             faults: Mutex::default(),
             seen: watch::Sender::new(HashMap::new()),
@@ -71,6 +73,20 @@ impl Unreliable {
     /// While down, every call fails.
     pub(crate) fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Another data set stands behind the same address.
+    pub(crate) fn replace(&self, inner: Arc<MemoryBackplane>) {
+        *self.inner.lock() = inner;
+    }
+
+    /// The next read finds these entries, under ids that follow where it reads.
+    pub(crate) fn forge(&self, entries: impl IntoIterator<Item = Entry>) {
+        self.forged.lock().extend(entries);
+    }
+
+    fn inner(&self) -> Arc<MemoryBackplane> {
+        Arc::clone(&self.inner.lock())
     }
 
     /// The next calls of this method fail like this, one after the other.
@@ -125,51 +141,56 @@ impl Backplane for Unreliable {
         "unreliable"
     }
     async fn publish(&self, request: &Publish) -> Result<PublishReply> {
-        self.through(Call::Publish, self.inner.publish(request)).await
+        self.through(Call::Publish, self.inner().publish(request)).await
     }
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>> {
-        self.through(Call::ReadFrom, self.inner.read_from(after, count, block)).await
+        let forged = std::mem::take(&mut *self.forged.lock());
+        if !forged.is_empty() {
+            let ids = (1..).map(|n| StreamId { ms: after.ms, seq: after.seq + n });
+            return Ok(ids.zip(forged).map(|(id, entry)| Entry { id, ..entry }).collect());
+        }
+        self.through(Call::ReadFrom, self.inner().read_from(after, count, block)).await
     }
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
-        self.through(Call::Newest, self.inner.newest(count)).await
+        self.through(Call::Newest, self.inner().newest(count)).await
     }
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
-        self.through(Call::Entry, self.inner.entry(id)).await
+        self.through(Call::Entry, self.inner().entry(id)).await
     }
     async fn snapshot(&self) -> Result<Option<Snapshot>> {
-        self.through(Call::Snapshot, self.inner.snapshot()).await
+        self.through(Call::Snapshot, self.inner().snapshot()).await
     }
     async fn claim(&self, node: NodeId, lease: Duration) -> Result<ClaimReply> {
-        self.through(Call::Claim, self.inner.claim(node, lease)).await
+        self.through(Call::Claim, self.inner().claim(node, lease)).await
     }
     async fn release(&self, lease: Lease) -> Result<()> {
-        self.through(Call::Release, self.inner.release(lease)).await
+        self.through(Call::Release, self.inner().release(lease)).await
     }
     async fn tick(&self, request: &Tick) -> Result<TickReply> {
-        self.through(Call::Tick, self.inner.tick(request)).await
+        self.through(Call::Tick, self.inner().tick(request)).await
     }
     async fn beat(&self, node: NodeId, join: Join, lease: Duration) -> Result<BeatReply> {
-        self.through(Call::Beat, self.inner.beat(node, join, lease)).await
+        self.through(Call::Beat, self.inner().beat(node, join, lease)).await
     }
     async fn leave(&self, node: NodeId) -> Result<()> {
-        self.through(Call::Leave, self.inner.leave(node)).await
+        self.through(Call::Leave, self.inner().leave(node)).await
     }
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.through(Call::Admit, self.inner.admit(request)).await
+        self.through(Call::Admit, self.inner().admit(request)).await
     }
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.through(Call::SetCounts, self.inner.set_counts(node, counts)).await
+        self.through(Call::SetCounts, self.inner().set_counts(node, counts)).await
     }
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {
-        self.through(Call::Salts, self.inner.salts(offer)).await
+        self.through(Call::Salts, self.inner().salts(offer)).await
     }
     async fn touch(&self, request: &Touch) -> Result<TouchReply> {
-        self.through(Call::Touch, self.inner.touch(request)).await
+        self.through(Call::Touch, self.inner().touch(request)).await
     }
     async fn secret(&self) -> Result<[u8; 32]> {
-        self.through(Call::Secret, self.inner.secret()).await
+        self.through(Call::Secret, self.inner().secret()).await
     }
     async fn legacy(&self) -> Result<mpsc::Receiver<Bytes>> {
-        self.through(Call::Legacy, self.inner.legacy()).await
+        self.through(Call::Legacy, self.inner().legacy()).await
     }
 }
