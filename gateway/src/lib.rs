@@ -7,6 +7,7 @@ pub mod backplane;
 pub mod clock;
 pub mod cluster_time;
 pub mod config;
+pub mod health;
 pub mod http;
 pub mod hub;
 pub mod identity;
