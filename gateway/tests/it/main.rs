@@ -10,4 +10,13 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test may ask what time it is")]
 
+mod cap;
+mod cluster;
+mod embedded;
+mod failures;
+mod garbage;
+mod hostile;
+mod ingest;
+mod lifecycle;
 mod support;
+mod upgrade;
