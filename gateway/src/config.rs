@@ -402,8 +402,14 @@ impl Config {
         if self.proxy_protocol == ProxyProtocol::On && self.trusted_proxies.is_empty() {
             problems.add("GATEWAY_PROXY_PROTOCOL", "needs GATEWAY_TRUSTED_PROXIES: nobody else's header is believed");
         }
-        if self.redis_ca_file.is_some() && self.redis_url.is_none() {
-            problems.add("REDIS_CA_FILE", "needs REDIS_URL");
+        match &self.redis_ca_file {
+            Some(_) if self.redis_url.is_none() => problems.add("REDIS_CA_FILE", "needs REDIS_URL"),
+            Some(path) => {
+                if let Err(error) = std::fs::File::open(path) {
+                    problems.add("REDIS_CA_FILE", format!("cannot be read: {}", error.kind()));
+                }
+            }
+            None => {}
         }
         if self.listen == self.internal_listen && self.listen.port() != 0 {
             problems.add("GATEWAY_INTERNAL_LISTEN", "must differ from GATEWAY_LISTEN");

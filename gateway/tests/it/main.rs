@@ -12,6 +12,7 @@
 
 mod cap;
 mod cluster;
+mod contract;
 mod embedded;
 mod failures;
 mod garbage;

@@ -1,0 +1,132 @@
+# One door: `make` prints what there is; CI runs only these targets.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+# The suites share the machine, the build directory and ports: one after the other, also under -j.
+.NOTPARALLEL:
+
+CARGO ?= cargo
+PYTHON ?= python3
+NODE ?= node
+# The token that `make run` accepts for POST /api/v1/events.
+GATEWAY_INGEST_TOKEN ?= dev-token
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+LOGS := target/ci
+CHART_VENV := .tools/helm-venv
+CLIENTS_PYTHON := .tools/clients-venv/bin/python
+
+# $(call logged,NAME,COMMANDS): runs the commands and keeps their output for the counts.
+logged = @mkdir -p $(LOGS) && set -o pipefail && { $(2); } 2>&1 | tee $(LOGS)/$(1).log
+
+.PHONY: help
+help: ## Print the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+##@ Try it
+.PHONY: run
+run: ## Build and run one node on http://localhost:5000 (REDIS_URL=redis://… joins a fleet)
+	@echo 'Live page:  http://localhost:5000   (after the build)'
+	@echo 'An event:   curl -H "Authorization: Bearer $(GATEWAY_INGEST_TOKEN)" -H "Content-Type: application/json" \'
+	@echo '              -d '\''{"event_type":"page_view","page_url":"/cv","visitor_id":"me"}'\'' http://localhost:5000/api/v1/events'
+	@GATEWAY_INGEST_TOKEN=$(GATEWAY_INGEST_TOKEN) $(CARGO) run --locked --profile fast -p gateway
+
+.PHONY: bench
+bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
+	$(CARGO) run -q --locked --profile fast -p loadtest -- $(BENCH_ARGS)
+
+##@ Test it
+.PHONY: test
+test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
+
+.PHONY: ci
+ci: ci-start fmt-check clippy test-checkers docs-check chart lint-files test test-browser test-clients test-autobahn ci-counts ## Everything that CI runs
+
+.PHONY: test-rust
+test-rust: ## Rust tests of all crates (needs redis-server)
+	$(call logged,rust,$(CARGO) test --locked --workspace --no-fail-fast)
+
+.PHONY: test-browser
+test-browser: ## The live page and the clients of the protocol page, in headless Chromium
+	@.ci/install-browser-tools.sh
+	@$(CARGO) build -q --locked -p gateway
+	$(call logged,browser,cd gateway/tests/browser && $(NODE) --test)
+
+.PHONY: test-clients
+test-clients: ## Independent WebSocket clients against a node
+	@.ci/install-browser-tools.sh
+	@$(CARGO) build -q --locked -p gateway
+	$(call logged,clients,$(CLIENTS_PYTHON) gateway/tests/clients/test_websockets.py)
+
+.PHONY: test-autobahn
+test-autobahn: ## Autobahn's protocol cases against the socket layer
+	$(call logged,autobahn,gateway/tests/autobahn/run.sh)
+
+.PHONY: chart
+chart: $(CHART_VENV)/.installed ## Lint, render and validate the Helm chart, without helm or a cluster
+	@$(CARGO) build -q --locked -p gateway
+	$(call logged,chart,$(CHART_VENV)/bin/python helm/tools/check_chart.py --gateway $(TARGET)/debug/gateway)
+
+.PHONY: chart-update
+chart-update: $(CHART_VENV)/.installed ## Accept changed renders of the chart: goldens and its README's table
+	@$(CHART_VENV)/bin/python helm/tools/check_chart.py --update
+
+##@ Keep it tidy
+.PHONY: fmt
+fmt: ## Format the Rust code
+	$(CARGO) fmt --all
+
+.PHONY: fmt-check
+fmt-check: ## Is the Rust code formatted?
+	$(CARGO) fmt --all --check
+
+.PHONY: clippy
+clippy: ## Lint the Rust code; a warning is an error
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: docs-check
+docs-check: ## Are the code map, links and invariants of the documents true?
+	@$(PYTHON) .ci/check_docs.py
+	@$(PYTHON) .ci/check_invariants.py
+
+.PHONY: lint-files
+lint-files: $(CHART_VENV)/.installed ## Lint Dockerfile, workflow and shell scripts
+	@$(CHART_VENV)/bin/hadolint Dockerfile
+	@$(CHART_VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@git ls-files -z '*.sh' .ci/run | xargs -0 $(CHART_VENV)/bin/shellcheck
+
+.PHONY: test-checkers
+test-checkers: ## Do the checkers of .ci notice what they are for?
+	$(call logged,checkers,$(PYTHON) .ci/test_checkers.py)
+
+##@ Set up and clean up
+.PHONY: redis-server
+redis-server: ## Install redis-server when it is missing (apt-get, dnf or brew)
+	@.ci/install-redis-server.sh
+
+$(CHART_VENV)/.installed: helm/tools/requirements.txt
+	@echo "installing the chart's tools into $(CHART_VENV)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("the checks need Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@$(PYTHON) -m venv --clear $(CHART_VENV)
+	@$(CHART_VENV)/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove what was built and the tools that were installed for the checks
+	$(CARGO) clean
+	rm -rf .tools gateway/tests/browser/node_modules
+
+# Old logs must not count as this run's.
+.PHONY: ci-start
+ci-start:
+	@rm -rf $(LOGS)
+
+.PHONY: ci-counts
+ci-counts:
+	@$(PYTHON) .ci/check_counts.py $(LOGS)/*.log
+
+.PHONY: test-floors
+test-floors: ## Make the counts of the last `make ci` the floors
+	@$(PYTHON) .ci/check_counts.py --write-floors $(LOGS)/*.log
