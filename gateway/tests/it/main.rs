@@ -19,5 +19,7 @@ mod garbage;
 mod hostile;
 mod ingest;
 mod lifecycle;
+mod privacy;
+mod redis_forms;
 mod support;
 mod upgrade;
