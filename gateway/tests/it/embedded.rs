@@ -95,6 +95,19 @@ async fn a_client_that_never_answers_is_closed_40_to_42_seconds_after_opening() 
 }
 
 #[tokio::test]
+#[ignore = "takes two minutes; `make acceptance` runs it"]
+async fn acceptance_a_client_that_answers_is_still_there_after_two_minutes() {
+    let gateway = Setup::embedded().ready().await;
+    let mut client = Client::open(gateway.public).await;
+    let opened = Instant::now();
+    for _ in 0..4 {
+        client.next_of("ping", Duration::from_secs(33)).await;
+    }
+    assert!(opened.elapsed() >= Duration::from_secs(120));
+    client.next_of("realtime_update", SOON).await;
+}
+
+#[tokio::test]
 async fn pongs_keep_a_socket_open_and_silence_ends_it() {
     let gateway =
         Setup::embedded().brisk().with("GATEWAY_PING_INTERVAL", "2s").with("GATEWAY_PONG_TIMEOUT", "1s").ready().await;

@@ -305,28 +305,3 @@ async fn frames_sent_along_with_the_request_are_read() {
     assert_eq!((opcode, &close[..2]), (CLOSE, &1003u16.to_be_bytes()[..]));
     scene.close().await;
 }
-
-/// A client that reads nothing while events pour in: it is the only one that misses any.
-// Inv. BOUND: what waits for it stays within its outbox.
-#[tokio::test]
-async fn a_client_that_does_not_read_costs_the_others_nothing() {
-    let gateway = Setup::embedded().brisk().crowded().with("GATEWAY_OUTBOX_BYTES", "8KiB").ready().await;
-    let reader = Recorder::of(Client::open(gateway.public).await);
-    let _deaf = Client::open(gateway.public).await;
-    let page = "p".repeat(400);
-    let batch: Vec<String> =
-        (0..100).map(|n| format!(r#"{{"event_type":"page_view","page_url":"/{n}/{page}"}}"#)).collect();
-    let batch = format!("[{}]", batch.join(","));
-    let mut posted = 0;
-    while gateway.metric("gateway_outbox_overflows_total").await == 0 {
-        assert_eq!(gateway.post(&batch).await.status(), 202);
-        posted += 100;
-        assert!(posted <= 50_000, "the kernel cannot hold 25 MB");
-        assert!(gateway.metric("gateway_outbox_bytes").await <= 8 << 10);
-    }
-    reader
-        .until("all events", SOON, |heard| {
-            heard.iter().filter(|one| one.text.starts_with(r#"{"type":"new_event""#)).count() == posted
-        })
-        .await;
-}

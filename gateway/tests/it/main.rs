@@ -21,5 +21,6 @@ mod ingest;
 mod lifecycle;
 mod privacy;
 mod redis_forms;
+mod slow_readers;
 mod support;
 mod upgrade;
