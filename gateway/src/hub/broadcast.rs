@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - Inv. ORDER: one thread, one queue: every socket gets messages in the queue's order. What a pass brings is said
-//!   ([`super::core::Core::begin_pass`]) before the sockets are looked up.
+//!   (`Core::begin_pass`) before the sockets are looked up.
 //! - Inv. BOUND: the queue is bounded in messages, a pass in messages and bytes; a full queue makes the sender wait.
 //! - Inv. ISOLATION: a socket that takes nothing costs a pass no more than one that does.
 
