@@ -52,12 +52,13 @@ impl Percentage {
         (0.0..=1000.0).contains(&tenths).then_some(Self(tenths as u16))
     }
 
-    /// `part` of `whole`; zero of nothing is zero.
+    /// `part` of `whole`, rounded half up; zero of nothing is zero.
     #[must_use]
     pub fn of(part: u64, whole: u64) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "one decimal is asked for; 53 bits give fifteen")]
-        let percent = if whole == 0 { 0.0 } else { part.min(whole) as f64 * 100.0 / whole as f64 };
-        Self::from_percent(percent).unwrap_or(Self(1000))
+        // In whole numbers, so that an exact half is one: 6.25 % is 6.3 wherever it is computed.
+        let (part, whole) = (u128::from(part.min(whole)), u128::from(whole.max(1)));
+        let tenths = (part * 2000 + whole) / (whole * 2);
+        Self(u16::try_from(tenths).unwrap_or(1000))
     }
 }
 

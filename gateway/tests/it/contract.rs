@@ -29,6 +29,18 @@ macro_rules! contract {
                 )*
             })*
         }
+
+        mod redis {
+            $(mod $group {
+                use crate::contract::{bench::Bench, $group as cases};
+                $(
+                    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                    async fn $case() {
+                        cases::$case(Bench::redis()).await;
+                    }
+                )*
+            })*
+        }
     };
 }
 

@@ -101,12 +101,10 @@ impl Members {
         Some(reply)
     }
 
-    /// Notes what a member holds; nothing for who is none. `None` when there are too many addresses; those before
-    /// are noted then.
+    /// Notes what a node holds; that of no member does not count. `None` when there are too many addresses; those
+    /// before are noted then.
     pub(super) fn set_counts(&mut self, node: NodeId, counts: &[(AddressHash, u32)]) -> Option<()> {
-        let known = self.is_known(node);
-        let mut to_note = counts.iter().filter(|(_, count)| known || *count == 0);
-        to_note.try_for_each(|(address, count)| self.set_count(node, *address, *count))
+        counts.iter().try_for_each(|(address, count)| self.set_count(node, *address, *count))
     }
 
     /// The wall clock was set back: leases end as much earlier on the new time line.

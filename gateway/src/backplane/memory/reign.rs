@@ -12,6 +12,7 @@ use super::millis;
 /// The lease, and what was ticked.
 #[derive(Debug, Default)]
 pub(super) struct Reign {
+    /// The last lease that was given, be it over or not.
     held: Option<Held>,
     last_epoch: Epoch,
     last_slot: Slot,
@@ -37,21 +38,23 @@ impl Reign {
     /// Takes a free lease, prolongs the node's own, or only looks.
     pub(super) fn claim(&mut self, node: NodeId, length: Millis, now: Millis) -> ClaimReply {
         let until = now.saturating_add(length);
-        match self.held.as_mut().filter(|held| now < held.until) {
-            Some(held) if held.lease.node == node => held.until = until,
-            Some(_) => {}
-            None => {
-                let lease = Lease { node, epoch: self.next_epoch(now) };
-                self.held = Some(Held { lease, until });
-            }
+        // The last holder goes on in its own reign as long as nobody had another one in between.
+        let lease = match self.held {
+            Some(held) if held.lease.node == node => Some(held.lease),
+            Some(held) if now < held.until => None,
+            _ => Some(Lease { node, epoch: self.next_epoch(now) }),
+        };
+        if let Some(lease) = lease {
+            self.held = Some(Held { lease, until });
         }
-        let lease = self.held.map(|held| held.lease).filter(|lease| lease.node == node);
         ClaimReply { lease, last_slot: self.last_slot, now }
     }
 
     /// Gives the lease back if it is the present one.
     pub(super) fn release(&mut self, lease: Lease) {
-        self.held = self.held.filter(|held| held.lease != lease);
+        if let Some(held) = self.held.as_mut().filter(|held| held.lease == lease) {
+            held.until = 0;
+        }
     }
 
     /// Whether this very lease is held now.

@@ -16,8 +16,10 @@ pub(super) struct Themes {
 impl Themes {
     /// Counts a view; tells the theme's numbers, this view included.
     pub(super) fn view(&mut self, theme: &Name) -> ThemeStats {
-        let known = self.views.contains_key(theme) || self.views.len() < THEMES_MAX;
-        let counted = if known { theme.clone() } else { other() };
+        let other = other();
+        let named = self.views.len() - usize::from(self.views.contains_key(&other));
+        let known = self.views.contains_key(theme) || named < THEMES_MAX;
+        let counted = if known { theme.clone() } else { other };
         let count = self.views.entry(counted.clone()).or_insert(0);
         *count += 1;
         self.total += 1;

@@ -2,7 +2,8 @@
 //!
 //! A visitor counts for a window after it was last seen. While nothing could be touched (the process was paused),
 //! staying visitors look like leaving ones. So when ticks are missing, the window grows by the hole, until each
-//! living node has refreshed the visitors of all its sockets: an outage loses nobody who stayed.
+//! living node has refreshed the visitors of all its sockets, at most for one window: an outage loses nobody who
+//! stayed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use super::millis;
 /// Visitors that are counted at one time; more are not counted. About 50 MB when full.
 pub const VISITORS_MAX: usize = 1_000_000;
 const DAY_MS: Millis = 86_400_000;
+/// The longest by which a hole may lengthen the window: after more, who stayed is not known from who came back.
+const HOLE_MS_MAX: Millis = DAY_MS;
 
 /// When each visitor was last seen, and what is known about holes.
 #[derive(Debug, Default)]
@@ -36,8 +39,8 @@ impl Visitors {
     /// Marks visitors as seen now, once each: the name under yesterday's salt goes.
     pub(super) fn touch(&mut self, request: &Touch, now: Millis) {
         for seen in &request.seen {
-            if let Some(alias) = seen.alias.filter(|alias| *alias != seen.visitor) {
-                self.last_seen.remove(&alias);
+            if let Some(alias) = &seen.alias {
+                self.last_seen.remove(alias);
             }
             // Inv. BOUND
             if self.last_seen.len() < VISITORS_MAX || self.last_seen.contains_key(&seen.visitor) {
@@ -55,15 +58,18 @@ impl Visitors {
         let since_last = self.last_tick.map_or(0, |last| now.saturating_sub(last));
         if since_last > millis(interval).saturating_mul(2) {
             let unhealed = self.hole.map_or(0, |hole| hole.length);
-            self.hole = Some(Hole { noticed: now, length: unhealed.saturating_add(since_last) });
+            let length = unhealed.saturating_add(since_last).min(HOLE_MS_MAX);
+            self.hole = Some(Hole { noticed: now, length });
         }
+        let window = millis(window);
         self.hole = self.hole.filter(|hole| {
-            let healed = |node| self.refreshed.get(node).is_some_and(|at| *at >= hole.noticed);
-            !awaited.iter().all(healed)
+            let refreshed = |node| self.refreshed.get(node).is_some_and(|at| *at >= hole.noticed);
+            let over = now.saturating_sub(hole.noticed) > window || awaited.iter().all(refreshed);
+            !over
         });
         self.last_tick = Some(now);
-        let window = millis(window).saturating_add(self.hole.map_or(0, |hole| hole.length));
-        self.last_seen.retain(|_, seen| now.saturating_sub(*seen) < window);
+        let window = window.saturating_add(self.hole.map_or(0, |hole| hole.length));
+        self.last_seen.retain(|_, seen| now.saturating_sub(*seen) <= window);
         self.last_seen.len() as u64
     }
 
@@ -128,11 +134,12 @@ mod tests {
         touch(&mut visitors, 2, None, None, 2000);
         touch(&mut visitors, 3, Some(2), None, 3000);
         assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 5000), 2);
-        for now in (10_000..300_999).step_by(5000) {
+        for now in (10_000..=300_000).step_by(5000) {
             assert_eq!(visitors.count(INTERVAL, WINDOW, &[], now), 2, "{now}");
         }
-        assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 301_000), 1);
-        assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 303_000), 0);
+        assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 301_000), 2);
+        assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 301_001), 1);
+        assert_eq!(visitors.count(INTERVAL, WINDOW, &[], 303_001), 0);
         assert!(visitors.last_seen.is_empty(), "who left is forgotten");
     }
 
@@ -146,6 +153,19 @@ mod tests {
         assert_eq!(visitors.count(INTERVAL, WINDOW, &[node], 610_000), 2);
         touch(&mut visitors, 1, None, Some(node), 612_000);
         assert_eq!(visitors.count(INTERVAL, WINDOW, &[node], 615_000), 1, "who left is known again");
+    }
+
+    #[test]
+    fn a_node_that_never_refreshes_keeps_a_hole_open_for_one_window_only() {
+        let (node, mut visitors) = (NodeId::from_random(1), Visitors::default());
+        assert_eq!(visitors.count(INTERVAL, WINDOW, &[node], 5000), 0);
+        for now in (605_000..=950_000).step_by(5000) {
+            if now == 650_000 {
+                touch(&mut visitors, 1, None, None, now);
+            }
+            assert_eq!(visitors.count(INTERVAL, WINDOW, &[node], now), u64::from(now >= 650_000), "{now}");
+        }
+        assert_eq!(visitors.count(INTERVAL, WINDOW, &[node], 955_000), 0);
     }
 
     #[test]

@@ -6,21 +6,26 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gateway::backplane::memory::MemoryBackplane;
+use gateway::backplane::redis::{RedisBackplane, RedisSettings};
 use gateway::backplane::{
     AddressHash, Admit, AdmitReply, Backplane, BeatReply, Entry, Join, Lease, Millis, Publication, Publish,
     PublishReply, STREAM_ENTRIES_MAX, Seen, Standing, Tick, TickReply, Touch, TouchReply, VisitorHash,
 };
 use shared::event::{Event, Name, PagePath};
 use shared::ids::{EventId, NodeId, Slot, StreamId};
+use shared::keys::Keys;
 use shared::message::Snapshot;
+
+use crate::support::redis_server::{Durability, Listen, Options, RedisServer};
+use crate::support::resp::Resp;
 
 /// Within this, what must happen has happened.
 const WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 /// A lease that ends while a test looks.
 pub(crate) const SHORT: Duration = Duration::from_millis(150);
-/// A lease that outlives any test.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
+/// A lease that outlives any test, and is no longer than a node may ask for.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// The window where nobody should be forgotten.
 pub(crate) const WINDOW: Duration = Duration::from_secs(3600);
 
@@ -33,6 +38,7 @@ pub(crate) struct Bench {
 
 enum Behind {
     Memory(Arc<MemoryBackplane>),
+    Redis(RedisServer),
 }
 
 impl Bench {
@@ -41,10 +47,24 @@ impl Bench {
         Self { a: memory.clone(), b: memory.clone(), behind: Behind::Memory(memory) }
     }
 
+    /// A Redis of the case's own, and two connections to it, as two nodes have.
+    pub(crate) fn redis() -> Self {
+        let options = Options { listen: Listen::Unix, durability: Durability::Nothing, ..Options::default() };
+        let server = RedisServer::with(options);
+        let keys = Keys::new("analytics").expect("a plain word");
+        let settings = RedisSettings { url: server.url(), ca_file: None, keys };
+        let connect = |name| RedisBackplane::connect(&settings, node(name), Arc::default()).expect("a good URL");
+        Self { a: connect(1), b: connect(2), behind: Behind::Redis(server) }
+    }
+
     /// Publishes on the legacy channel as a producer does; tells how many were subscribed.
     pub(crate) async fn publish_legacy(&self, payload: &str) -> usize {
         match &self.behind {
             Behind::Memory(memory) => memory.publish_legacy(&Bytes::copy_from_slice(payload.as_bytes())),
+            Behind::Redis(server) => {
+                let reply = Resp::to(server).await.call(&["PUBLISH", "analytics:realtime", payload]).await;
+                usize::try_from(reply.number()).expect("not negative")
+            }
         }
     }
 

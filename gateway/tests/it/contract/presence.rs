@@ -54,10 +54,10 @@ pub(crate) async fn an_alias_does_not_count_twice(bench: Bench) {
     bench.see(&[1, 2]).await;
     let mut touch = bench.touch_of(&[]).await;
     touch.seen = vec![
-        // The turn of the day: 1 becomes 11; 13 has no old name left; 14's old name is its new one.
+        // The turn of the day: 1 becomes 11; 13 was not counted under its old name; 14 has none.
         Seen { visitor: visitor(11), alias: Some(visitor(1)) },
         Seen { visitor: visitor(13), alias: Some(visitor(3)) },
-        Seen { visitor: visitor(14), alias: Some(visitor(14)) },
+        Seen { visitor: visitor(14), alias: None },
     ];
     for _ in 0..2 {
         assert_eq!(bench.a.touch(&touch).await, Ok(TouchReply::Done));

@@ -101,7 +101,7 @@ pub(crate) async fn a_lost_lease_fences_and_does_nothing(bench: Bench) {
     assert_eq!(bench.publish(&publish).await, PublishReply::Fenced, "another node holds it");
     bench.a.release(successor).await.expect("an answer");
     let again = bench.reign(node(1)).await;
-    assert_eq!(bench.publish(&publish).await, PublishReply::Fenced, "another reign of the same node");
+    assert_eq!(bench.publish(&publish).await, PublishReply::Fenced, "a later reign of the same node");
     assert_eq!(ids(&bench.all().await), first, "nothing was appended");
 
     publish.lease = Some(again);

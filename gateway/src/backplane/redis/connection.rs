@@ -1,0 +1,327 @@
+//! One connection to Redis that looks after itself.
+//!
+//! The client library reconnects, but trusts silence: a peer that died without a word (a lost machine, a frozen
+//! process) is noticed when the kernel gives up, after many minutes, and the library's own watchdog ends neither a
+//! connection that is written to steadily nor one that waits in a blocking read. Its defaults are unsafe too: no
+//! reconnecting, no timeouts, an unbounded queue, in-flight commands sent twice.
+//!
+//! So each connection has a supervisor: it starts the library's task and owns it, learns of each new connection,
+//! looks at the server behind it before anybody may use it, and asks it every two seconds whether it is there. Two
+//! questions without an answer, or a read that outlasted its bound, and the connection is made anew.
+//!
+//! Deliberately absent: TCP keepalive. It would tell later, and less, than the questions do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fred::clients::WithOptions;
+use fred::error::Error;
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::{Options, Server};
+use fred::types::{ClusterHash, ConnectHandle};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::backplane::{BackplaneError, Result};
+use crate::metrics::Metrics;
+
+/// Longest wait for an answer to a command.
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for a connection, within [`COMMAND_TIMEOUT`]. Waiting bridges a reconnect, and keeps a caller that
+/// tries again at once from spinning.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
+/// How often a connection is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// Questions without an answer until the connection is made anew.
+const PINGS_LOST_MAX: u32 = 2;
+/// Pause before the library's task is started again after it ended.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for a connection to say goodbye.
+const QUIT_WITHIN: Duration = Duration::from_millis(500);
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Commands and scripts. It speaks for the backplane in `backplane_up`.
+    Commands,
+    /// Blocking reads: a question would wait behind them, and their own bound answers it.
+    Reads,
+    /// The legacy channel.
+    Subscription,
+}
+
+/// What is known of the server at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing yet.
+    Unknown,
+    /// It will do.
+    Usable,
+    /// It will not.
+    Unusable(&'static str),
+}
+
+/// A connection and its supervisor, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Link<C> {
+    client: C,
+    verdict: watch::Receiver<Verdict>,
+    suspect: Arc<Notify>,
+    _end: DropGuard,
+}
+
+impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
+    /// Starts connecting, and a supervisor on `tasks` that goes on until `end` or until the link is dropped.
+    pub(super) fn open(
+        client: C,
+        role: Role,
+        ask: Options,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        end: &CancellationToken,
+    ) -> Self {
+        let (verdict, watched) = watch::channel(Verdict::Unknown);
+        let suspect = Arc::new(Notify::new());
+        let end = end.child_token();
+        let supervisor = Supervisor {
+            client: client.clone(),
+            role,
+            ask: client.with_options(&ask),
+            metrics,
+            verdict,
+            suspect: Arc::clone(&suspect),
+            pings_lost: 0,
+            failures: 0,
+            connected_before: false,
+        };
+        tasks.spawn(supervisor.run(end.clone()));
+        Self { client, verdict: watched, suspect, _end: end.drop_guard() }
+    }
+
+    /// The client, once it is connected to a server that will do.
+    ///
+    /// # Errors
+    /// [`BackplaneError::Incompatible`] when the server will not do, [`BackplaneError::Unreachable`] when there is
+    /// none within a second.
+    pub(super) async fn ready(&self) -> Result<&C> {
+        let mut verdict = self.verdict.clone();
+        let usable = async {
+            loop {
+                match *verdict.borrow_and_update() {
+                    Verdict::Unusable(reason) => return Err(BackplaneError::Incompatible(reason)),
+                    Verdict::Usable if self.client.is_connected() => return Ok(&self.client),
+                    Verdict::Usable | Verdict::Unknown => {}
+                }
+                // Told anew for each connection; an error means that the supervisor has ended.
+                verdict.changed().await.map_err(|_| BackplaneError::Unreachable)?;
+            }
+        };
+        timeout(CONNECTED_WITHIN, usable).await.unwrap_or(Err(BackplaneError::Unreachable))
+    }
+
+    /// The client, connected or not.
+    pub(super) fn client(&self) -> &C {
+        &self.client
+    }
+
+    /// Says that the other end has stopped answering: the connection is made anew.
+    pub(super) fn suspect(&self) {
+        self.suspect.notify_one();
+    }
+}
+
+struct Supervisor<C: ClientLike> {
+    client: C,
+    role: Role,
+    /// Asks the server that holds our keys.
+    ask: WithOptions<C>,
+    metrics: Arc<Metrics>,
+    verdict: watch::Sender<Verdict>,
+    suspect: Arc<Notify>,
+    pings_lost: u32,
+    /// Failures since the last connection; only the first is logged.
+    failures: u64,
+    connected_before: bool,
+}
+
+impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
+    async fn run(mut self, end: CancellationToken) {
+        let mut connections = self.client.reconnect_rx();
+        let mut errors = self.client.error_rx();
+        let mut library = self.client.connect();
+        let mut ask = interval(PING_INTERVAL);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Each branch is cancel safe: a receive, a notification, a tick, a handle that is polled again.
+            tokio::select! {
+                biased;
+                () = end.cancelled() => break,
+                ended = &mut library => {
+                    self.library_ended(ended.map_err(|_| "panic"));
+                    // Only configuration errors get here; one of them can heal: a server that was no cluster yet.
+                    tokio::select! {
+                        () = end.cancelled() => break,
+                        () = sleep(RESTART_PAUSE) => library = self.client.connect(),
+                    }
+                }
+                connected = connections.recv() => match connected {
+                    Ok(_) | Err(RecvError::Lagged(_)) => self.connected().await,
+                    Err(RecvError::Closed) => connections = self.client.reconnect_rx(),
+                },
+                error = errors.recv() => match error {
+                    Ok((error, server)) => self.failed(&error, server.as_ref()),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => errors = self.client.error_rx(),
+                },
+                () = self.suspect.notified() => self.reconnect().await,
+                _ = ask.tick(), if self.role != Role::Reads => self.ping().await,
+            }
+        }
+        self.finish(library).await;
+    }
+
+    /// A new connection: looks at the server before it is used.
+    async fn connected(&mut self) {
+        let verdict = match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
+            Ok(Ok(info)) => judge(&info, self.role),
+            Ok(Err(error)) if error.details().starts_with("NOPERM") => {
+                tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
+                Verdict::Usable
+            }
+            // Broke again, or does not answer: the next connection, or the next ping, tells.
+            Ok(Err(_)) | Err(_) => return,
+        };
+        if self.role == Role::Commands {
+            if let Verdict::Unusable(reason) = verdict {
+                tracing::error!(reason, "this redis cannot be used");
+            } else {
+                tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
+            }
+            self.metrics.backplane_up.set(i64::from(verdict == Verdict::Usable));
+        }
+        if self.connected_before {
+            self.metrics.backplane_reconnects.inc();
+        }
+        self.connected_before = true;
+        self.failures = 0;
+        self.pings_lost = 0;
+        self.verdict.send_replace(verdict);
+    }
+
+    fn failed(&mut self, error: &Error, server: Option<&Server>) {
+        self.failures += 1;
+        // Redis 5 and older do not know the first word that we say, and there is no connection to ask through.
+        if error.details().starts_with("ERR unknown command") && error.details().contains("HELLO") {
+            self.verdict.send_replace(Verdict::Unusable(TOO_OLD));
+        }
+        if self.role == Role::Commands {
+            self.metrics.backplane_up.set(0);
+        }
+        if self.failures == 1 {
+            let server = server.map(ToString::to_string);
+            tracing::warn!(role = ?self.role, %error, server, "connection to redis failed");
+        }
+    }
+
+    fn library_ended(&self, ended: Result<Result<(), Error>, &'static str>) {
+        let reason = match ended {
+            Ok(Ok(())) => "closed".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_owned(),
+        };
+        tracing::error!(role = ?self.role, reason, "the redis client gave up; it is started again");
+    }
+
+    async fn ping(&mut self) {
+        if !self.client.is_connected() {
+            return;
+        }
+        let answered = matches!(timeout(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Ok(Ok(())));
+        if answered {
+            self.pings_lost = 0;
+            if self.role == Role::Commands && *self.verdict.borrow() == Verdict::Usable {
+                self.metrics.backplane_up.set(1);
+            }
+            return;
+        }
+        self.pings_lost += 1;
+        if self.role == Role::Commands {
+            self.metrics.backplane_up.set(0);
+        }
+        if self.pings_lost >= PINGS_LOST_MAX {
+            self.reconnect().await;
+        }
+    }
+
+    /// Makes the connection anew. Bounded: while there is no server the library goes on trying by itself.
+    async fn reconnect(&mut self) {
+        self.pings_lost = 0;
+        self.failures += 1;
+        tracing::warn!(role = ?self.role, "redis does not answer; the connection is made anew");
+        if let Ok(Err(error)) = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await {
+            tracing::debug!(role = ?self.role, %error, "reconnecting failed");
+        }
+    }
+
+    async fn finish(self, library: ConnectHandle) {
+        if timeout(QUIT_WITHIN, self.client.quit()).await.is_err() {
+            tracing::debug!(role = ?self.role, "redis did not take the goodbye");
+        }
+        library.abort();
+        if self.role == Role::Commands {
+            self.metrics.backplane_up.set(0);
+        }
+    }
+}
+
+const TOO_OLD: &str = "Redis 7 or newer, or Valkey, is needed";
+const REDIS_MAJOR_MIN: u64 = 7;
+
+/// Reads what INFO says of version and eviction.
+fn judge(info: &str, role: Role) -> Verdict {
+    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'));
+    let major = field("redis_version").and_then(|version| version.split('.').next()?.parse::<u64>().ok());
+    let valkey = field("valkey_version").is_some();
+    match field("maxmemory_policy") {
+        Some(policy) if policy != "noeviction" && role == Role::Commands => tracing::warn!(
+            policy,
+            "redis may evict keys when memory is short: visitors, leases and caps can vanish; set maxmemory-policy \
+             to noeviction"
+        ),
+        _ => {}
+    }
+    match major {
+        Some(major) if major < REDIS_MAJOR_MIN && !valkey => Verdict::Unusable(TOO_OLD),
+        // A server that hides its version is given the benefit of the doubt.
+        _ => Verdict::Usable,
+    }
+}
+
+/// Options of the questions that a supervisor asks.
+pub(super) fn ask_options(slot: u16) -> Options {
+    Options {
+        timeout: Some(COMMAND_TIMEOUT),
+        cluster_hash: Some(ClusterHash::Custom(slot)),
+        max_attempts: Some(1),
+        ..Options::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_decides() {
+        let check = |info: &str, want| assert_eq!(judge(info, Role::Commands), want, "{info:?}");
+        check("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n", Verdict::Usable);
+        check("redis_version:8.2.1\r\n", Verdict::Usable);
+        check("redis_version:6.2.14\r\n", Verdict::Unusable(TOO_OLD));
+        check("redis_version:6.0.0\r\nserver_name:valkey\r\nvalkey_version:9.0.0\r\n", Verdict::Usable);
+        check("redis_version:unknown\r\n", Verdict::Usable);
+        check("", Verdict::Usable);
+    }
+}

@@ -1,0 +1,69 @@
+//! Membership, and the cap of sockets per address that rests on it.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use shared::ids::NodeId;
+
+use super::reply::{ODD_REPLY, hex};
+use super::{RedisBackplane, millis, number, text};
+use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
+
+/// Addresses that one script writes: some 1 ms of Redis's one thread.
+const COUNTS_PER_SCRIPT: usize = 500;
+
+impl RedisBackplane {
+    pub(super) async fn beat_member(&self, node: NodeId, join: Join, lease: Duration) -> Result<BeatReply> {
+        self.member_lease_ms.store(millis(lease), Ordering::Relaxed);
+        let join = match join {
+            Join::Enter => "enter",
+            Join::Stay => "stay",
+        };
+        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
+        let generation = hex(&rand::random::<[u8; 16]>());
+        let arguments = vec![text(node), text(join), number(millis(lease)), text(generation)];
+        let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
+        let standing = match reply.text()?.as_str() {
+            "member" => Standing::Member,
+            "gone" => Standing::Gone,
+            "incompatible" => {
+                return Err(BackplaneError::Incompatible("the data there are of another version of the contract"));
+            }
+            _ => return Err(ODD_REPLY),
+        };
+        Ok(BeatReply { standing, generation: reply.text()?, members: reply.number()?, now: reply.parse()? })
+    }
+
+    pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
+        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
+        self.run(&self.scripts.leave, keys, vec![text(node)]).await.map(|_| ())
+    }
+
+    pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
+        let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
+        let arguments = vec![
+            text(request.node),
+            number(request.held),
+            number(request.wanted),
+            number(request.cap),
+            self.member_lease(),
+        ];
+        let mut reply = self.run(&self.scripts.admit, keys, arguments).await?;
+        match reply.text()?.as_str() {
+            "granted" => Ok(AdmitReply::Granted),
+            "refused" => Ok(AdmitReply::Refused { counted: reply.parse()? }),
+            "gone" => Ok(AdmitReply::Gone),
+            _ => Err(ODD_REPLY),
+        }
+    }
+
+    pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+        for batch in counts.chunks(COUNTS_PER_SCRIPT) {
+            let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
+            let mut arguments = vec![text(node)];
+            arguments.extend(batch.iter().map(|(_, count)| number(*count)));
+            self.run(&self.scripts.set_counts, keys, arguments).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+-- claim.lua: takes the ticker's lease if it is free, prolongs it if the asking node holds it, else only looks.
+--
+-- Why a script: reading who holds the lease and taking it must be one step, or two nodes take it. The epoch grows
+-- with each change of holder and never falls, not even when a lost data set made Redis forget it: it is at least the
+-- time, and above that of the last snapshot.
+--
+-- KEYS  1 ticker (string)  2 snapshot (string)
+-- ARGV  1 node  2 lease, ms
+-- Returns {'held' | 'taken', epoch, last slot or 0, now}: 'held' when the asking node holds the lease now
+
+local node, lease = ARGV[1], tonumber(ARGV[2])
+local ticker = read_ticker(KEYS[1])
+local snapshot = read_snapshot(KEYS[2]) or { slot = 0, epoch = 0 }
+
+-- More than one lease ahead: given before the clock jumped back, and worth nothing.
+local expired = ticker.expiry <= now or ticker.expiry > now + lease
+if ticker.node ~= node then
+  if not expired then
+    return { 'taken', int(ticker.epoch), int(snapshot.slot), int(now) }
+  end
+  -- Inv. FENCE: what a former holder sends from now on carries a smaller epoch.
+  ticker.epoch = math.max(ticker.epoch + 1, snapshot.epoch + 1, now)
+  ticker.node = node
+end
+ticker.expiry = now + lease
+write_ticker(KEYS[1], ticker)
+return { 'held', int(ticker.epoch), int(snapshot.slot), int(now) }

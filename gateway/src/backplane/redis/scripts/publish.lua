@@ -1,0 +1,145 @@
+-- publish.lua: appends messages to the stream, at most once per node and number.
+--
+-- Why a script: a producer's request whose answer was lost is sent again, and must not be done again; the check, the
+-- append and the note of it have to be one step. The share of a theme is counted in the same step, so that two nodes
+-- never publish the same count. With a lease it moves messages of the legacy channel, which every node could hear,
+-- by exactly one.
+--
+-- KEYS  1 published (hash)  2 events (stream)  3 themes (hash)  4 ticker (string)  5 nodes (zset)
+--       6 visitors (zset)  7 touched (hash)  8 salt of the touch's day (string)
+-- ARGV  1 node  2 number  3, 4 node and epoch of the lease, or '' and ''  5 member lease, ms  6 traceparent or ''
+--       7 number of items; then three for each:
+--         'whole' type data | 'stamped' type data-without-its-end | 'theme' type theme
+--       then 'touch' day fingerprint round_of-or-'' (visitor, alias-or-'')*, or nothing
+-- Returns {'done', 'done' | 'refused' (the touch), id1, type1, data1, id2, ...}
+--       | {'fenced'} | {'superseded'}; type and data are '' where a repeat finds the entry trimmed away
+
+local published, events, themes, ticker, nodes, visitors, touched, salt = unpack(KEYS)
+local node, number = ARGV[1], tonumber(ARGV[2])
+local traceparent, items = ARGV[6], tonumber(ARGV[7])
+local after_items = 8 + 3 * items
+
+expect('hash', published, 'published')
+expect('stream', events, 'events')
+expect('hash', themes, 'themes')
+expect('zset', nodes, 'nodes')
+expect('zset', visitors, 'visitors')
+expect('hash', touched, 'touched')
+expect('string', salt, 'salt')
+
+local function touch_if_asked()
+  if ARGV[after_items] ~= 'touch' then
+    return 'done'
+  end
+  local day, fingerprint, round_of = ARGV[after_items + 1], ARGV[after_items + 2], ARGV[after_items + 3]
+  return touch(visitors, touched, salt, day, fingerprint, round_of, after_items + 4)
+end
+
+-- What was done under this number: its ids, and what still stands there.
+local function recall(ids)
+  local reply = { 'done', touch_if_asked() }
+  for id in string.gmatch(ids, '%S+') do
+    local kind, data = '', ''
+    local entry = redis.call('XRANGE', events, id, id)[1]
+    if entry then
+      for i = 1, #entry[2], 2 do
+        if entry[2][i] == 'type' then kind = entry[2][i + 1] end
+        if entry[2][i] == 'data' then data = entry[2][i + 1] end
+      end
+    end
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = id, kind, data
+  end
+  return reply
+end
+
+local noted = redis.call('HGET', published, node)
+if noted then
+  local last, ids = string.match(noted, '^(%d+)(.*)$')
+  if not last then
+    corrupt('published')
+  end
+  if tonumber(last) > number then
+    return { 'superseded' }
+  end
+  if tonumber(last) == number then
+    return recall(ids)
+  end
+end
+
+-- Inv. FENCE
+if ARGV[3] ~= '' and not holds_lease(read_ticker(ticker), ARGV[3], ARGV[4]) then
+  return { 'fenced' }
+end
+
+-- Counts of themes, read once and before the first write.
+local counts, named, views = nil, 0, 0
+local function read_themes()
+  counts = {}
+  local flat = redis.call('HGETALL', themes)
+  for i = 1, #flat, 2 do
+    local count = tonumber(flat[i + 1])
+    if not count then
+      corrupt('themes')
+    end
+    counts[flat[i]] = count
+    views = views + count
+    if flat[i] ~= OTHER_THEME then
+      named = named + 1
+    end
+  end
+end
+
+-- The share in tenths of a percent, computed in whole numbers and rounded half up.
+local function theme_stats(theme)
+  if not counts[theme] and theme ~= OTHER_THEME then
+    if named >= THEMES_MAX then
+      theme = OTHER_THEME
+    else
+      named = named + 1
+    end
+  end
+  local count = redis.call('HINCRBY', themes, theme, 1)
+  counts[theme] = count
+  views = views + 1
+  local tenths = math.floor((2000 * count + views) / (2 * views))
+  return string.format('{"theme":"%s","count":%s,"percentage":%.1f}', theme, int(count), tenths / 10)
+end
+
+for i = 8, after_items - 1, 3 do
+  if ARGV[i] == 'theme' and not counts then
+    read_themes()
+  end
+end
+
+local reply, ids = { 'done', '' }, { int(number) }
+for i = 8, after_items - 1, 3 do
+  local how, kind, text = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local data = text
+  if how == 'stamped' then
+    data = text .. '"timestamp":"' .. rfc3339(now) .. '"}'
+  elseif how == 'theme' then
+    data = theme_stats(text)
+  end
+  local id
+  if traceparent == '' then
+    id = append(events, kind, data)
+  else
+    id = append(events, kind, data, 'traceparent', traceparent)
+  end
+  ids[#ids + 1] = id
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = id, kind, data
+end
+redis.call('HSET', published, node, table.concat(ids, ' '))
+
+-- Nodes come and go; their notes need not stay.
+if redis.call('HLEN', published) > PUBLISHED_FIELDS_MAX then
+  settle_members(nodes, tonumber(ARGV[5]))
+  for _, other in ipairs(redis.call('HKEYS', published)) do
+    if other ~= node and not is_member(nodes, other) then
+      redis.call('HDEL', published, other)
+    end
+  end
+end
+
+reply[2] = touch_if_asked()
+return reply
