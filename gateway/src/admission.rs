@@ -43,6 +43,7 @@ use self::rate::HandshakeRate;
 use self::visitors::VisitorBudget;
 use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane};
 use crate::clock::Clock;
+use crate::hub::SocketPermit;
 use crate::identity::{VisitorDigest, address_hash};
 use crate::metrics::Metrics;
 
@@ -353,6 +354,12 @@ impl Permit {
     /// Whose socket it is.
     #[must_use]
     pub fn address(&self) -> AddressHash {
+        self.address
+    }
+}
+
+impl SocketPermit for Permit {
+    fn address(&self) -> AddressHash {
         self.address
     }
 }

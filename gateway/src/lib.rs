@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cluster;
 pub mod cluster_time;
 pub mod config;
+pub mod health;
 pub mod http;
 pub mod hub;
 pub mod identity;
