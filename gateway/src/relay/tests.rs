@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use shared::event::{Event, Name, PagePath};
 use shared::ids::{Epoch, EventId, NodeId, Slot, StreamId};
+use shared::time::Timestamp;
 
 use super::*;
 use crate::backplane::memory::MemoryBackplane;
@@ -245,6 +246,34 @@ async fn an_outage_of_the_connection_loses_nothing() {
         })
         .await;
     assert_eq!(world.metrics.gaps.value(), 0);
+    assert!(world.backplane.count(Call::Entry) >= 2, "the place was checked before reading on");
+}
+
+// A node that catches up shows the newest of the snapshots that it reads together, and an old one as what it is.
+#[tokio::test]
+async fn catching_up_shows_one_snapshot_and_flags_it_when_it_is_old() {
+    let check = async |behind_ms: u64, freshness: Freshness| {
+        let mut world = World::new();
+        let data = |number: u64| format!(r#"{{"active_visitors":{number},"timestamp":"2023-11-14T22:13:20Z"}}"#);
+        let mark = |n: u64| Some(TickMark { epoch: Epoch(1), slot: Slot(START + n * INTERVAL_MS), entries: n });
+        world.backplane.forge([
+            forged("realtime_update", &data(1), mark(1)),
+            forged("letter_generated", r#"{"letter_type":"a","timestamp":"2023-11-14T22:13:20Z"}"#, None),
+            forged("realtime_update", &data(2), mark(3)),
+        ]);
+        world.pass(behind_ms);
+        world
+            .with_relay(async |world| {
+                assert_eq!(world.next_news().await.kind, MessageKind::LetterGenerated);
+                let shown = world.next_news().await;
+                let snapshot = Snapshot { active_visitors: 2, timestamp: Timestamp::from_unix_ms(START) };
+                assert_eq!(shown.text, encode_update(snapshot, freshness));
+                assert_eq!(shown.state.map(|state| state.freshness), Some(freshness));
+            })
+            .await;
+    };
+    check(1_000, Freshness::Fresh).await;
+    check(60_000, Freshness::Stale).await;
 }
 
 // Inv. GAP
