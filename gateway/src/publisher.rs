@@ -196,7 +196,7 @@ impl PublisherTask {
             self.touched(&visitors, touched_here.then_some(touch));
             ids
         });
-        answer(group, &lengths, result.as_deref().map_err(|error| *error));
+        answer(group, &lengths, &result);
     }
 
     /// One request, repeated under its number until it is answered or `deadline` has passed.
@@ -238,14 +238,10 @@ impl PublisherTask {
 }
 
 /// Gives each submission its part of the result.
-fn answer(group: Vec<Waiting>, lengths: &[usize], result: Result<&[EventId], PublishError>) {
-    let mut rest = result;
+fn answer(group: Vec<Waiting>, lengths: &[usize], result: &Result<Vec<EventId>, PublishError>) {
+    let mut ids = result.as_ref().map(|ids| ids.iter().copied());
     for (waiting, length) in group.into_iter().zip(lengths) {
-        let part = rest.map(|ids| {
-            let (own, others) = ids.split_at(*length);
-            rest = Ok(others);
-            own.to_vec()
-        });
+        let part = ids.as_mut().map(|ids| ids.take(*length).collect()).map_err(|error| **error);
         // Whoever asked may have gone away; what was published stays.
         let _ = waiting.answer.send(part);
     }
