@@ -81,12 +81,7 @@ impl Core {
             };
             frame::text(&text)
         });
-        Resync {
-            init,
-            last_id: published.last_id,
-            sequence: published.sequence,
-            announces: ids == Ids::With,
-        }
+        Resync { init, last_id: published.last_id, sequence: published.sequence, announces: ids == Ids::With }
     }
 
     /// Accounts for an outbox whose cost went from `before` to `after` bytes.

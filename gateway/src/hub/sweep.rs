@@ -194,9 +194,8 @@ pub async fn run(hub: Arc<Hub>, lifecycle: Lifecycle) -> Result<(), Panicked> {
         let mut sockets = Vec::new();
         loop {
             let wait = clock.until_next(hub.clock.now());
-            let stopped = runtime.block_on(async {
-                tokio::time::timeout(wait, lifecycle.reached(Phase::Stopped)).await.is_ok()
-            });
+            let stopped =
+                runtime.block_on(async { tokio::time::timeout(wait, lifecycle.reached(Phase::Stopped)).await.is_ok() });
             if stopped {
                 return;
             }
@@ -218,9 +217,8 @@ pub(super) fn sweep(hub: &Hub, now: SweepTime, sockets: &mut Vec<Arc<Conn>>) {
         match conn.judge(now, core.settings.limits()) {
             Action::Nothing => {}
             Action::Ping => {
-                let ping = ping.get_or_insert_with(|| {
-                    Parcel::single(frame::text(&encode_ping(Clock::wall())), Content::Ping)
-                });
+                let ping =
+                    ping.get_or_insert_with(|| Parcel::single(frame::text(&encode_ping(Clock::wall())), Content::Ping));
                 sent += conn.send(core, ping);
             }
             Action::Close(reason) => conn.close(core, reason),
@@ -288,8 +286,7 @@ mod tests {
         // Rows: when the sweeps happen (ms on the node's clock), and their sweep times (seconds since the start).
         let check = |sweeps_at: &[u64], want: &[u32]| {
             let mut clock = SweepClock::start(Duration::ZERO);
-            let times: Vec<SweepTime> =
-                sweeps_at.iter().map(|ms| clock.sweep(Duration::from_millis(*ms))).collect();
+            let times: Vec<SweepTime> = sweeps_at.iter().map(|ms| clock.sweep(Duration::from_millis(*ms))).collect();
             assert_eq!(times, want.iter().map(|second| at(*second)).collect::<Vec<_>>(), "{sweeps_at:?}");
         };
         check(&[1_000, 2_003, 3_001, 4_000], &[1, 2, 3, 4]);

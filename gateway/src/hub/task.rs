@@ -110,7 +110,9 @@ impl SocketTask {
                         self.stage = Stage::Quiet(Session::default());
                         match end {
                             End::Violation(reason) => conn.close(&hub.core, reason),
-                            End::PeerClosed(code) => conn.answer_close(&hub.core, code.as_ref().map_or(&[], |c| &c[..])),
+                            End::PeerClosed(code) => {
+                                conn.answer_close(&hub.core, code.as_ref().map_or(&[], |c| &c[..]))
+                            }
                             End::Gone => conn.end(),
                         }
                     }
