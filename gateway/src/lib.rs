@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod backplane;
 pub mod clock;
+pub mod cluster;
 pub mod cluster_time;
 pub mod config;
 pub mod health;
