@@ -6,6 +6,7 @@
 mod args;
 mod audit;
 mod frame;
+mod latency;
 mod process;
 mod publish;
 mod report;

@@ -17,6 +17,7 @@ use shared::event::EVENTS_MAX;
 
 use crate::args::Target;
 use crate::audit::Numbers;
+use crate::latency::Sends;
 
 /// The longest wait for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -53,6 +54,7 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Publisher {
     stop: Arc<AtomicBool>,
+    sends: Arc<Sends>,
     thread: JoinHandle<Outcome>,
 }
 
@@ -63,9 +65,16 @@ impl Publisher {
     /// When the system has no thread left.
     pub(crate) fn start(job: Job) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let thread = std::thread::Builder::new().name("publisher".to_owned()).spawn(move || run(&job, &told))?;
-        Ok(Self { stop, thread })
+        let sends = Arc::new(Sends::new());
+        let (told, notes) = (stop.clone(), sends.clone());
+        let named = std::thread::Builder::new().name("publisher".to_owned());
+        let thread = named.spawn(move || run(&job, &told, &notes))?;
+        Ok(Self { stop, sends, thread })
+    }
+
+    /// When each event was sent.
+    pub(crate) fn sends(&self) -> Arc<Sends> {
+        self.sends.clone()
     }
 
     /// Asks it to stop after the request that is under way.
@@ -84,7 +93,7 @@ impl Publisher {
     }
 }
 
-fn run(job: &Job, stop: &AtomicBool) -> Outcome {
+fn run(job: &Job, stop: &AtomicBool, sends: &Sends) -> Outcome {
     let mut outcome = Outcome::default();
     let mut connection = None;
     let (began, mut sent) = (Instant::now(), 0u64);
@@ -102,6 +111,7 @@ fn run(job: &Job, stop: &AtomicBool) -> Outcome {
         }
         let numbers = job.first_number + sent..=job.first_number + sent + count - 1;
         sent += count;
+        numbers.clone().for_each(|number| sends.note(number));
         let answer = post(&mut connection, job, numbers.clone());
         let label = match &answer {
             Ok(answer) => answer.status.to_string(),

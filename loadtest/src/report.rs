@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::audit::{Finding, Meaning};
+use crate::latency::Histogram;
 use crate::process::Usage;
 use crate::publish::Outcome;
 use crate::socket::End;
@@ -52,6 +53,8 @@ pub(crate) enum Expected {
 pub(crate) struct Tally {
     pub(crate) messages: Messages,
     pub(crate) pongs: u64,
+    /// From publishing an event to each of its deliveries.
+    pub(crate) event_us: Histogram,
     /// Microseconds from the begin of connecting to the 101, and to `init`.
     upgrades_us: Vec<u32>,
     begins_us: Vec<u32>,
@@ -168,6 +171,12 @@ struct Waits {
 }
 
 impl Waits {
+    fn of_many(us: &Histogram) -> Option<Self> {
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of a load test, far below 2^53")]
+        let at = |percent| us.percentile_us(percent).map(|us| us as f64 / 1000.0);
+        Some(Self { p50: at(50)?, p99: at(99)?, max: at(100)? })
+    }
+
     fn of(mut us: Vec<u32>) -> Option<Self> {
         us.sort_unstable();
         let at =
@@ -209,6 +218,7 @@ pub(crate) struct Report {
     listening_seconds: f64,
     upgrade_ms: Option<Waits>,
     init_ms: Option<Waits>,
+    event_ms: Option<Waits>,
     messages: Messages,
     pongs: u64,
     published: Option<Published>,
@@ -236,6 +246,7 @@ impl Report {
             listening_seconds: run.listening.as_secs_f64(),
             upgrade_ms: Waits::of(tally.upgrades_us),
             init_ms: Waits::of(tally.begins_us),
+            event_ms: Waits::of_many(&tally.event_us),
             messages: tally.messages,
             pongs: tally.pongs,
             published: run.published.map(|outcome| Published { accepted: outcome.accepted, answers: outcome.answers }),
@@ -274,7 +285,9 @@ impl fmt::Display for Report {
         writeln!(f, "sockets    {} of {} opened, {} open at the end", self.opened, self.wanted, self.open_at_end)?;
         let (connecting, listening) = (self.connecting_seconds, self.listening_seconds);
         writeln!(f, "time       {connecting:.1} s to open them, {listening:.1} s listening")?;
-        for (name, waits) in [("101 after", &self.upgrade_ms), ("init after", &self.init_ms)] {
+        for (name, waits) in
+            [("101 after", &self.upgrade_ms), ("init after", &self.init_ms), ("events", &self.event_ms)]
+        {
             if let Some(Waits { p50, p99, max }) = waits {
                 writeln!(f, "{name:<10} {p50:.1} ms (median), {p99:.1} ms (99 %), {max:.1} ms (longest)")?;
             }

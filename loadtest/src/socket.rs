@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mio::net::TcpStream;
@@ -12,6 +13,7 @@ use mio::net::TcpStream;
 use crate::args::{Target, YesNo};
 use crate::audit::{Auditor, Meaning, Meanings, Slots};
 use crate::frame::{self, Opcode};
+use crate::latency::Sends;
 use crate::report::Tally;
 
 /// The longest response head that is read.
@@ -45,6 +47,10 @@ pub(crate) struct Shared {
     pub(crate) answer_pings: YesNo,
     pub(crate) slots: Slots,
     pub(crate) meanings: Meanings,
+    /// When our events were sent, if we publish.
+    pub(crate) sends: Option<Arc<Sends>>,
+    /// When the bytes that are being taken were read.
+    pub(crate) read_at: Instant,
     pub(crate) tally: Tally,
 }
 
@@ -156,6 +162,7 @@ impl Socket {
             match self.stream.read(buffer) {
                 Ok(0) => return Err(self.end_of_stream("end of stream")),
                 Ok(n) => {
+                    shared.read_at = Instant::now();
                     self.take(&buffer[..n], shared)?;
                     if n < buffer.len() && reads == Reads::UntilShort {
                         return Ok(());
@@ -220,6 +227,10 @@ impl Socket {
     fn text(&mut self, text: &[u8], shared: &mut Shared) -> Result<(), End> {
         let meaning = shared.meanings.of(text);
         shared.tally.received(meaning, text.len());
+        if let (Meaning::Event { number: Some(number) }, Some(sends)) = (meaning, &shared.sends) {
+            let age = sends.age_us(number, shared.read_at);
+            age.into_iter().for_each(|us| shared.tally.event_us.record(us));
+        }
         let began = self.auditor.has_begun();
         if let Some(finding) = self.auditor.judge(meaning, shared.slots) {
             shared.tally.found(finding, text);

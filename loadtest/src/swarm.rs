@@ -73,6 +73,8 @@ impl Swarm {
                 answer_pings: args.answer_pings,
                 slots: Slots::new(interval_ms),
                 meanings: Meanings::default(),
+                sends: None,
+                read_at: Instant::now(),
                 tally: Tally::default(),
             },
             target,
@@ -85,6 +87,7 @@ impl Swarm {
     /// # Errors
     /// When the poll fails.
     pub(crate) fn run(mut self, args: &Args, publisher: Option<Publisher>) -> io::Result<Report> {
+        self.shared.sends = publisher.as_ref().map(Publisher::sends);
         let usage = || args.pid.and_then(Usage::of);
         let (before, began) = (usage(), Instant::now());
         self.open(args.connections, args.rate)?;
