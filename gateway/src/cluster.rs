@@ -202,7 +202,8 @@ impl Cluster {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "addresses could not be admitted again yet");
-                    tokio::time::sleep(backoff.next_delay(&mut rand::rng())).await;
+                    let delay = backoff.next_delay(&mut rand::rng());
+                    tokio::time::sleep(delay).await;
                 }
             }
         }
@@ -258,7 +259,10 @@ impl Cluster {
                     backoff.reset();
                     self.parts.admission.backplane_answered();
                 }
-                Err(_) => tokio::time::sleep(backoff.next_delay(&mut rand::rng())).await,
+                Err(_) => {
+                    let delay = backoff.next_delay(&mut rand::rng());
+                    tokio::time::sleep(delay).await;
+                }
             }
         }
     }

@@ -78,7 +78,7 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
     pub(super) fn open(
         client: C,
         role: Role,
-        ask: Options,
+        ask: &Options,
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
         end: &CancellationToken,
@@ -89,7 +89,7 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
         let supervisor = Supervisor {
             client: client.clone(),
             role,
-            ask: client.with_options(&ask),
+            ask: client.with_options(ask),
             metrics,
             verdict,
             suspect: Arc::clone(&suspect),
