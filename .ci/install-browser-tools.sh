@@ -2,7 +2,7 @@
 # Installs what the browser and client tests need, and only what is missing:
 #   Chromium                         the system's package (apt, dnf or brew)
 #   gateway/tests/browser            the npm packages of package-lock.json
-#   gateway/tests/clients/.venv      the wheels of requirements.txt
+#   .tools/clients-venv              the wheels of gateway/tests/clients/requirements.txt
 # Running it again costs a fraction of a second. Node.js (20.19 or newer) and Python (3.10 or newer) must be there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -60,11 +60,11 @@ install_node_packages() {
 install_python_packages() {
   command -v python3 >/dev/null || fail "python3 is missing: install Python 3.10 or newer"
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$(python3 --version) is too old: 3.10 or newer is needed"
-  local folder=gateway/tests/clients
-  if cmp -s "$folder/requirements.txt" "$folder/.venv/installed.txt"; then return; fi
-  python3 -m venv "$folder/.venv" || fail "python3 cannot make a virtual environment: install its venv module (Debian: python3-venv)"
-  "$folder/.venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: -r "$folder/requirements.txt"
-  cp "$folder/requirements.txt" "$folder/.venv/installed.txt"
+  local wanted=gateway/tests/clients/requirements.txt venv=.tools/clients-venv
+  if cmp -s "$wanted" "$venv/installed.txt"; then return; fi
+  python3 -m venv --clear "$venv" || fail "python3 cannot make a virtual environment: install its venv module (Debian: python3-venv)"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: -r "$wanted"
+  cp "$wanted" "$venv/installed.txt"
 }
 
 install_chromium

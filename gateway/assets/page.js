@@ -107,8 +107,9 @@ export const emptyPicture = () => ({
   themeViews: 0,
 });
 
-/** The picture after a message; `now` (ms, wall clock) dates what came without a date. */
+/** The picture after a message; `now` (ms) is the viewer's wall clock, needed only while the wire has told no time. */
 export function reduce(picture, message, now) {
+  const at = message.at ?? newestTime(picture) ?? now;
   switch (message.kind) {
     case 'snapshot':
       return {
@@ -119,18 +120,25 @@ export function reduce(picture, message, now) {
         samples: message.stale ? picture.samples : withSample(picture.samples, message),
       };
     case 'event':
-      return withRow(picture, { kind: rowKind(message.type), what: spoken(message.type), where: message.where, at: message.at ?? now });
+      return withRow(picture, { kind: rowKind(message.type), what: spoken(message.type), where: message.where, at });
     case 'letter': {
       const what = message.type ? `${spoken(message.type)} letter written` : 'Letter written';
-      return withRow({ ...picture, letters: picture.letters + 1 }, { kind: 'letter', what, where: '', at: message.at ?? now });
+      return withRow({ ...picture, letters: picture.letters + 1 }, { kind: 'letter', what, where: '', at });
     }
     case 'theme': {
       const themeViews = viewsOfAll(picture.themeViews, message);
-      return { ...picture, themeViews, themes: withTheme(picture.themes, message) };
+      const seen = { ...picture, themeViews, themes: withTheme(picture.themes, message) };
+      return withRow(seen, { kind: 'theme', what: 'Theme viewed', where: message.theme, at });
     }
     default:
       return picture;
   }
+}
+
+/** `theme_stats` has no time. The wire's own newest one is near, and fits the rows around it on a phone whose clock is off. */
+function newestTime({ at, feed }) {
+  const known = [at, feed[0]?.at].filter((time) => Number.isFinite(time));
+  return known.length > 0 ? Math.max(...known) : null;
 }
 
 /** Newest first. `seq` names a row for ever, so that the shell draws each one once. */
@@ -169,7 +177,6 @@ export const themeBars = ({ themes, themeViews }) =>
 
 /** `page_view` as a person would say it: `Page view`. */
 export function spoken(name) {
-  if (name === 'cv_theme_change') return 'Theme changed';
   const words = name.replace(/[_.-]+/g, ' ').trim();
   return words ? words[0].toUpperCase() + words.slice(1) : '';
 }
@@ -238,20 +245,19 @@ export function backoffDelay(attempt, random) {
 }
 
 /**
- * What a close code means for this page.
- *   stop     the gateway said goodbye (1000): only a person brings us back;
- *   after    it is draining (1012) and gave us our own moment to come back;
- *   slow     it found fault with us (1002, 1003, 1007, 1008, 1009, 44xx): coming back soon would repeat the fault;
+ * What a close code means for this page; the table stands in docs/PROTOCOL.md.
+ *   after    the node is draining (1012) and gave us our own moment to come back;
+ *   stop     it found fault with us (1002, 1003, 1007, 1008, 1009, a 44xx unknown here): the same page would repeat
+ *            the fault, so only a person brings it back;
  *   backoff  anything else. 4408 (no pong in time) too: a laptop that slept is the usual cause, and it is awake now.
  */
 export function closePolicy(code, reason = '') {
-  if (code === 1000) return { kind: 'stop' };
   if (code === 1012) {
     const afterMs = retryAfter(reason);
     return afterMs === null ? { kind: 'backoff' } : { kind: 'after', afterMs };
   }
   const ourFault = [1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 4400 && code < 4500 && code !== 4408);
-  return { kind: ourFault ? 'slow' : 'backoff' };
+  return { kind: ourFault ? 'stop' : 'backoff' };
 }
 
 function retryAfter(reason) {
@@ -318,11 +324,7 @@ function closed(link, policy, now, random) {
   if (policy.kind === 'stop') return idle(link, 'stopped');
   const proved = link.openedAt !== null && now - link.openedAt >= STABLE_AFTER_MS;
   const failures = proved ? 0 : link.failures;
-  const delay = {
-    after: () => policy.afterMs,
-    slow: () => BACKOFF_MAX_MS * (1 + random),
-    backoff: () => backoffDelay(failures, random),
-  }[policy.kind]();
+  const delay = policy.kind === 'after' ? policy.afterMs : backoffDelay(failures, random);
   return { ...idle(link, 'waiting'), failures: failures + 1, retryAt: now + delay };
 }
 
@@ -400,7 +402,7 @@ class View {
       const digits = number(visitors);
       this.#byId('visitors').textContent = digits;
       this.#byId('visitors').dataset.digits = digits.length > 4 ? 'wide' : 'short';
-      this.#byId('caption').textContent = visitors === 1 ? 'visitor right now' : 'visitors right now';
+      this.#byId('caption').textContent = `${visitors === 1 ? 'visitor' : 'visitors'}${phase === 'live' ? ' right now' : ', last we heard'}`;
       this.#byId('fresh').textContent = phase === 'live' ? `counted at ${clock(at)}` : `last counted at ${clock(at)}`;
       document.title = phase === 'live' ? `${digits} · Pulsegate` : `(${digits}) ${shown} · Pulsegate`;
     }

@@ -88,7 +88,7 @@ impl RedisBackplane {
         let build = || builder.build().map_err(|_| SettingsError::Url("no client can be made of it"));
         let slot = redis_keyslot(settings.keys.events().as_bytes());
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        let open = |client, role| Link::open(client, role, ask_options(slot), Arc::clone(&metrics), &tasks, &end);
+        let open = |client, role| Link::open(client, role, &ask_options(slot), Arc::clone(&metrics), &tasks, &end);
         let (commands, reader) = (open(build()?, Role::Commands), open(build()?, Role::Reads));
         tracing::info!(%node, prefix = settings.keys.prefix(), "backplane is redis");
         Ok(Arc::new(Self {
@@ -156,7 +156,7 @@ fn number(number: impl Into<u64>) -> Value {
 }
 
 /// A text as scripts take it.
-fn text(text: impl ToString) -> Value {
+fn text(text: &(impl ToString + ?Sized)) -> Value {
     Value::from(text.to_string())
 }
 

@@ -78,6 +78,14 @@ impl BroadcastSender {
 #[derive(Debug)]
 pub struct BroadcastReceiver(mpsc::Receiver<Broadcast>);
 
+#[cfg(test)]
+impl BroadcastReceiver {
+    /// The next message, in the place of [`run`]: for tests of those who send.
+    pub(crate) async fn next(&mut self) -> Option<Broadcast> {
+        self.0.recv().await
+    }
+}
+
 /// The queue of messages to send.
 #[must_use]
 pub fn channel() -> (BroadcastSender, BroadcastReceiver) {
@@ -197,7 +205,9 @@ impl Forms<'_> {
     }
 
     fn encode(&self, (kinds, ids): (MessageKinds, Ids)) -> Parcel {
-        let wanted = self.messages.iter().filter(|message| kinds.contains(message.kind));
+        // Inv. WIRE: clients without ids do not know gaps.
+        let known = |kind| kinds.contains(kind) && (kind != MessageKind::Gap || ids == Ids::With);
+        let wanted = self.messages.iter().filter(|message| known(message.kind));
         Parcel::of_texts(wanted.map(|message| {
             let text = match (ids, message.id) {
                 (Ids::With, Some(id)) => Cow::Owned(with_id(&message.text, id)),

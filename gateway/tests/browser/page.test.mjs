@@ -65,6 +65,7 @@ describe('picture', () => {
   test('a stale snapshot keeps its old time and adds nothing to the history', () => {
     const seen = picture(update(5, 0), update(7, 5), update(7, 5, { stale: true }));
     assert.deepEqual([seen.at, seen.stale, seen.samples.length], [Date.parse(at(5)), true, 2]);
+    assert.equal(picture(update(5, 0), update(7, 5), update(5, 0, { stale: true })).samples.length, 2, 'not even one from a node that is further behind');
     assert.equal(picture(update(7, 5, { stale: true }), update(8, 10)).stale, false, 'and the next true one ends it');
   });
 
@@ -75,13 +76,22 @@ describe('picture', () => {
 
   test('the feed is newest first and numbered', () => {
     const event = (url) => ({ type: 'new_event', data: { event_type: 'page_view', page_url: url, timestamp: at(0) } });
-    const seen = picture(event('/a'), event('/b'), { type: 'letter_generated', data: { letter_type: 'motivation', timestamp: at(1) } });
+    const seen = picture(event('/a'), event('/b'), theme('backend', 1, 100), { type: 'letter_generated', data: { letter_type: 'motivation', timestamp: at(1) } });
     assert.deepEqual(seen.feed.map(({ seq, kind, what, where }) => [seq, kind, what, where]), [
-      [3, 'letter', 'Motivation letter written', ''],
+      [4, 'letter', 'Motivation letter written', ''],
+      [3, 'theme', 'Theme viewed', 'backend'],
       [2, 'event', 'Page view', '/b'],
       [1, 'event', 'Page view', '/a'],
     ]);
-    assert.deepEqual([seen.events, seen.letters], [3, 1]);
+    assert.deepEqual([seen.events, seen.letters], [4, 1]);
+  });
+
+  test('a message without a time is dated by the wire, not by the viewer\'s clock', () => {
+    const times = (...frames) => frames.reduce((seen, frame) => page.reduce(seen, page.parse(JSON.stringify(frame)), 77), page.emptyPicture()).feed.map((row) => row.at);
+    assert.deepEqual(times(theme('backend', 1, 100)), [77]);
+    assert.deepEqual(times(update(5, 10), theme('backend', 1, 100)), [Date.parse(at(10))]);
+    const event = { type: 'new_event', data: { event_type: 'page_view', page_url: '/', timestamp: at(12) } };
+    assert.deepEqual(times(update(5, 10), event, theme('backend', 1, 100)), [Date.parse(at(12)), Date.parse(at(12))]);
   });
 
   test('every collection has a bound', () => {
@@ -185,7 +195,7 @@ describe('link', () => {
 
   test('close codes', () => {
     const rows = [
-      [1000, '', { kind: 'stop' }],
+      [1000, '', { kind: 'backoff' }],
       [1001, '', { kind: 'backoff' }],
       [1006, '', { kind: 'backoff' }],
       [1011, '', { kind: 'backoff' }],
@@ -198,7 +208,7 @@ describe('link', () => {
       [1012, '{"retry_after_ms":"1"}', { kind: 'backoff' }],
       [1012, 'service restart', { kind: 'backoff' }],
       [1012, 'null', { kind: 'backoff' }],
-      ...[1002, 1003, 1007, 1008, 1009, 4400, 4429].map((code) => [code, '', { kind: 'slow' }]),
+      ...[1002, 1003, 1007, 1008, 1009, 4400, 4409, 4499].map((code) => [code, '', { kind: 'stop' }]),
     ];
     for (const [code, reason, expected] of rows) assert.deepEqual(page.closePolicy(code, reason), expected, `${code} ${reason}`);
   });
@@ -236,11 +246,10 @@ describe('link', () => {
     assert.equal(page.step(link, { kind: 'time' }, 2_445, 0).effect, 'open');
   });
 
-  test('a fault of ours is not repeated within half a minute; a goodbye is final until someone asks', () => {
-    assert.equal(run([[close(1008), 0]], 0).link.retryAt, page.BACKOFF_MAX_MS);
-    const bye = run([['open', 0], [close(1000), 1], ['time', 1e9], ['online', 1e9], ['offline', 1e9]]);
-    assert.deepEqual([bye.link.phase, bye.effect, page.deadline(bye.link)], ['stopped', null, null]);
-    assert.equal(page.step(bye.link, { kind: 'retry' }, 2e9, 0).effect, 'open');
+  test('a fault of ours is final until someone asks', () => {
+    const end = run([['open', 0], [close(1008), 1], ['time', 1e9], ['online', 1e9], ['offline', 1e9]]);
+    assert.deepEqual([end.link.phase, end.effect, page.deadline(end.link)], ['stopped', null, null]);
+    assert.equal(page.step(end.link, { kind: 'retry' }, 2e9, 0).effect, 'open');
   });
 
   test('silence: stale after three ticks, dead twelve seconds later', () => {
@@ -288,7 +297,7 @@ describe('status', () => {
     assert.deepEqual(shown(live, picture(update(5, 5, { stale: true }))), { phase: 'stale', shown: 'Stale since 10:30:05', said: 'The number is stale since 10:30:05' });
     assert.equal(shown([...live, ['time', page.STALE_AFTER_MS]], fresh).shown, 'No news since 10:30:05');
     assert.equal(shown([...live, ['offline', 1]], fresh).shown, 'Offline');
-    assert.equal(shown([...live, [close(1000), 1]], fresh).phase, 'stopped');
+    assert.equal(shown([...live, [close(1002), 1]], fresh).phase, 'stopped');
   });
 
   test('the countdown is shown each second but spoken once', () => {

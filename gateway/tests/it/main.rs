@@ -10,5 +10,18 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test may ask what time it is")]
 
+mod cap;
+mod cluster;
 mod contract;
+mod embedded;
+mod failures;
+mod garbage;
+mod hostile;
+mod ingest;
+mod lifecycle;
+mod privacy;
+mod redis_backplane;
+mod redis_forms;
+mod slow_readers;
 mod support;
+mod upgrade;

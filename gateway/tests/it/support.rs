@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "the suites that use all of it are being written")]
 
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod frame;
 pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod ports;
 pub(crate) mod process;
+pub(crate) mod producer;
 pub(crate) mod recorder;
 pub(crate) mod redis_server;
 pub(crate) mod resp;

@@ -29,7 +29,7 @@ impl RedisBackplane {
         let connections = client.reconnect_rx();
         // The library sends SUBSCRIBE to the node of the client's own name; that one has to be asked.
         let ask = ask_options(redis_keyslot(client.id().as_bytes()));
-        let link = Link::open(client, Role::Subscription, ask, Arc::clone(&self.metrics), &self.tasks, &self.end);
+        let link = Link::open(client, Role::Subscription, &ask, Arc::clone(&self.metrics), &self.tasks, &self.end);
         let subscription =
             Subscription { link, channel: self.keys.legacy_channel(), metrics: Arc::clone(&self.metrics) };
         let subscribe = async {

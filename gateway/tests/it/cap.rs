@@ -1,0 +1,211 @@
+//! At most ten sockets of one client address, on all nodes together.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use crate::support::client::{Client, Refusal, Upgrade, connect};
+use crate::support::cluster::Cluster;
+use crate::support::gateway::Setup;
+use crate::support::recorder::Recorder;
+use crate::support::wait::{SOON, until};
+
+/// The cap, and no limit of handshakes: some of these tests ask often.
+fn capped(setup: Setup) -> Setup {
+    setup.brisk().with("GATEWAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
+}
+
+// Inv. CAP: ten live, whatever nodes they are on; the eleventh is told when to come back.
+#[tokio::test]
+async fn the_eleventh_socket_of_an_address_is_refused_on_every_node() {
+    let mut cluster = Cluster::of(3, capped).await;
+    let mut recorders = Vec::new();
+    for (node, count) in [(0, 5), (1, 3), (2, 2)] {
+        for _ in 0..count {
+            recorders.push(Recorder::of(Client::open(cluster.nodes[node].public).await));
+        }
+    }
+    for node in &cluster.nodes {
+        let answer = Upgrade::new().refused(node.public).await;
+        assert_eq!(answer.status(), 429);
+        let after: u64 = answer.head.header("retry-after").expect("says when").parse().expect("seconds");
+        assert!(after >= 1);
+        node.until_metric(r#"gateway_handshakes_total{outcome="address_cap"}"#, 1).await;
+    }
+    for recorder in &recorders {
+        recorder.until_new("realtime_update", SOON).await;
+    }
+
+    // The node that held five of them dies without a word: its five do not count for long.
+    cluster.nodes[0].kill9();
+    let died = Instant::now();
+    recorders.drain(..5);
+    for n in 0..5 {
+        let node = &cluster.nodes[1 + n % 2];
+        let client =
+            until("a new socket", Duration::from_secs(10), async || Upgrade::new().try_open(node.public).await.ok())
+                .await;
+        recorders.push(Recorder::of(client));
+    }
+    assert!(died.elapsed() < Duration::from_secs(10), "{:?}", died.elapsed());
+    for node in &cluster.nodes[1..] {
+        assert_eq!(Upgrade::new().refused(node.public).await.status(), 429);
+    }
+    for recorder in &recorders {
+        recorder.until_new("realtime_update", SOON).await;
+    }
+}
+
+// Inv. CAP: thirty at the same instant, on three nodes: ten.
+#[tokio::test]
+async fn a_rush_gets_no_more_than_the_cap() {
+    let cluster = Cluster::of(3, capped).await;
+    let mut rush = JoinSet::new();
+    for n in 0..30 {
+        let node = cluster.nodes[n % 3].public;
+        rush.spawn(async move { Upgrade::new().try_open(node).await });
+    }
+    let mut open = Vec::new();
+    while let Some(outcome) = rush.join_next().await {
+        match outcome.expect("no panic") {
+            Ok(client) => open.push(client),
+            Err(refusal) => assert_eq!(refusal.status(), Some(429)),
+        }
+    }
+    assert_eq!(open.len(), 10);
+
+    // One who leaves makes room on another node.
+    assert_eq!(open.pop().expect("ten").close().await, 1000);
+    let mut room = None;
+    until("room", SOON, async || {
+        room = Upgrade::new().try_open(cluster.nodes[0].public).await.ok();
+        room.is_some().then_some(())
+    })
+    .await;
+    assert_eq!(Upgrade::new().refused(cluster.nodes[1].public).await.status(), 429);
+}
+
+/// Opens sockets until one is refused; gives those that were open then.
+async fn fill(upgrade: &Upgrade, to: std::net::SocketAddr) -> Vec<Client> {
+    let mut open = Vec::new();
+    loop {
+        match upgrade.try_open(to).await {
+            Ok(client) => open.push(client),
+            Err(Refusal::Answered(answer)) if answer.status() == 429 => return open,
+            Err(other) => panic!("{other:?}"),
+        }
+        assert!(open.len() <= 10, "an eleventh socket");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_believed_about_his_address_but_a_trusted_proxy() {
+    let spoof = |address: &str| Upgrade::new().header("X-Forwarded-For", address).header("Forwarded", "for=192.0.2.9");
+    let direct = capped(Setup::embedded()).ready().await;
+    assert_eq!(fill(&spoof("198.51.100.1"), direct.public).await.len(), 10);
+    let _all_ten = fill(&Upgrade::new(), direct.public).await;
+    let _none_more = spoof("198.51.100.77").refused(direct.public).await;
+
+    let behind = capped(Setup::embedded()).with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8").ready().await;
+    let to = behind.public;
+    let first = fill(&spoof("198.51.100.1"), to).await;
+    assert_eq!(first.len(), 10);
+    // What the client itself put before the proxy's entry changes nothing; nor do further trusted proxies after it.
+    for header in ["203.0.113.5, 198.51.100.1", "198.51.100.1, 10.1.2.3", "unknown, 198.51.100.1,10.9.9.9"] {
+        assert_eq!(spoof(header).refused(to).await.status(), 429, "{header}");
+    }
+    let two_lines = Upgrade::new().header("X-Forwarded-For", "203.0.113.5").header("X-Forwarded-For", "198.51.100.1");
+    assert_eq!(two_lines.refused(to).await.status(), 429, "several lines are one list");
+    assert_eq!(spoof("::ffff:198.51.100.1").refused(to).await.status(), 429, "the same address in IPv6 clothes");
+    let _other = spoof("198.51.100.2").open(to).await;
+}
+
+#[tokio::test]
+async fn ipv6_addresses_of_one_network_share_the_cap() {
+    let behind = capped(Setup::embedded()).with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1").ready().await;
+    let mut open = Vec::new();
+    for n in 0..10 {
+        let upgrade = Upgrade::new().header("X-Forwarded-For", &format!("2001:db8:1:2:{n}::1"));
+        open.push(upgrade.open(behind.public).await);
+    }
+    let same = Upgrade::new().header("X-Forwarded-For", "2001:db8:1:2:ffff::");
+    assert_eq!(same.refused(behind.public).await.status(), 429);
+    let _other = Upgrade::new().header("X-Forwarded-For", "2001:db8:1:3::1").open(behind.public).await;
+}
+
+/// A PROXY protocol v2 header for a TCP connection over IPv4 from `client`.
+fn proxy_v2(client: [u8; 4]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend_from_slice(&client);
+    header.extend_from_slice(&[127, 0, 0, 1, 0x30, 0x39, 0x13, 0x88]);
+    header
+}
+
+#[tokio::test]
+async fn the_proxy_protocol_is_believed_from_trusted_proxies_alone() {
+    let setup = capped(Setup::embedded()).with("GATEWAY_PROXY_PROTOCOL", "on");
+    let gateway = setup.clone().with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1").ready().await;
+    let to = gateway.public;
+    let v1 = |client: &str| Upgrade::new().preface(format!("PROXY TCP4 {client} 127.0.0.1 12345 5000\r\n").as_bytes());
+    let mut open = Vec::new();
+    for n in 0..10 {
+        let upgrade =
+            if n % 2 == 0 { v1("198.51.100.1") } else { Upgrade::new().preface(&proxy_v2([198, 51, 100, 1])) };
+        open.push(upgrade.open(to).await);
+    }
+    assert_eq!(v1("198.51.100.1").refused(to).await.status(), 429, "both versions name the same client");
+    let disguised = v1("198.51.100.1").header("X-Forwarded-For", "203.0.113.9");
+    assert_eq!(disguised.refused(to).await.status(), 429, "the header is ignored then");
+    let _other = v1("198.51.100.2").open(to).await;
+
+    let refused = r#"gateway_connects_failed_total{reason="proxy_header"}"#;
+    for (number, preface) in
+        (1..).zip(["PROXY TCP4 198.51.100.3\r\n", "PROXY NONSENSE a b c d\r\n", &format!("PROXY {}", "x".repeat(300))])
+    {
+        let outcome = Upgrade::new().preface(preface.as_bytes()).try_open(to).await;
+        assert!(outcome.is_err(), "{preface:?}");
+        gateway.until_metric(refused, number).await;
+    }
+
+    let stranger = setup.with("GATEWAY_TRUSTED_PROXIES", "192.0.2.1").ready().await;
+    assert!(v1("198.51.100.1").try_open(stranger.public).await.is_err(), "a header from nobody we trust");
+    let _plain = Upgrade::new().open(stranger.public).await;
+}
+
+#[tokio::test]
+async fn without_redis_a_node_goes_on_by_its_own_count() {
+    let mut cluster = Cluster::of(1, capped).await;
+    let mut open = vec![Client::open(cluster.nodes[0].public).await];
+    cluster.redis.kill9();
+    open.extend(fill(&Upgrade::new(), cluster.nodes[0].public).await);
+    assert_eq!(open.len(), 10);
+    assert!(cluster.nodes[0].metric("gateway_admissions_alone_total").await >= 1);
+
+    // Back again, the count is the cluster's, and the ten are in it.
+    cluster.redis.restart();
+    cluster.nodes[0].until_health("ok", SOON).await;
+    let second = capped(Setup::on(&cluster.redis)).ready().await;
+    until("the ten count on the other node", SOON, async || {
+        let refusal = Upgrade::new().try_open(second.public).await.err()?;
+        (refusal.status() == Some(429)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn zero_means_no_cap() {
+    let gateway = capped(Setup::embedded()).with("GATEWAY_MAX_CONNECTIONS_PER_IP", "0").ready().await;
+    let mut open = Vec::new();
+    for _ in 0..30 {
+        open.push(Client::open(gateway.public).await);
+    }
+    // A peer that opens connections and never upgrades has a limit all the same.
+    let mut idle = Vec::new();
+    until("too many idle connections", SOON, async || {
+        for _ in 0..50 {
+            idle.push(connect(gateway.public, None).await.ok());
+        }
+        (gateway.metric(r#"gateway_connects_failed_total{reason="too_many_of_peer"}"#).await > 0).then_some(())
+    })
+    .await;
+}
