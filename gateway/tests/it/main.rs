@@ -18,6 +18,7 @@ mod hostile;
 mod ingest;
 mod lifecycle;
 mod privacy;
+mod redis_backplane;
 mod redis_forms;
 mod slow_readers;
 mod support;
