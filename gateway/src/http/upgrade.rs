@@ -23,6 +23,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use shared::event::VisitorId;
 use shared::message::MessageKinds;
+use tracing::Instrument;
 
 use super::Server;
 use super::linger::Linger;
@@ -34,6 +35,7 @@ use crate::hub::{Ids, NewSocket};
 use crate::identity::VisitorDigest;
 use crate::lifecycle::Phase;
 use crate::metrics::{Handshake, Metrics};
+use crate::telemetry::TRACE_TARGET;
 
 /// What the request asks for beyond a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +90,8 @@ pub(super) async fn handle(
 ) -> Result<(Answer, Upgrade), Answer> {
     let metrics = &server.public.metrics;
     let attempt = Attempt::new(metrics);
-    match admit(server, request, client).await {
+    let span = tracing::info_span!(target: TRACE_TARGET, "handshake");
+    match admit(server, request, client).instrument(span).await {
         Ok((permit, wanted)) => {
             let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
             let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
