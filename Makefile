@@ -31,7 +31,7 @@ run: ## Build and run one node on http://localhost:5000 (REDIS_URL=redis://… j
 	@echo 'Live page:  http://localhost:5000   (after the build)'
 	@echo 'An event:   curl -H "Authorization: Bearer $(GATEWAY_INGEST_TOKEN)" -H "Content-Type: application/json" \'
 	@echo '              -d '\''{"event_type":"page_view","page_url":"/cv","visitor_id":"me"}'\'' http://localhost:5000/api/v1/events'
-	@GATEWAY_INGEST_TOKEN=$(GATEWAY_INGEST_TOKEN) $(CARGO) run --locked --profile fast -p gateway
+	@GATEWAY_DRAIN_DELAY=$${GATEWAY_DRAIN_DELAY:-0} GATEWAY_INGEST_TOKEN=$(GATEWAY_INGEST_TOKEN) $(CARGO) run --locked --profile fast -p gateway
 
 .PHONY: bench
 bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
@@ -52,7 +52,7 @@ test-rust: ## Rust tests of all crates (needs redis-server)
 test-browser: ## The live page and the clients of the protocol page, in headless Chromium
 	@.ci/install-browser-tools.sh
 	@$(CARGO) build -q --locked -p gateway
-	$(call logged,browser,cd gateway/tests/browser && $(NODE) --test)
+	$(call logged,browser,cd gateway/tests/browser && npm test --silent)
 
 .PHONY: test-clients
 test-clients: ## Independent WebSocket clients against a node

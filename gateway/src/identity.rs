@@ -15,7 +15,7 @@
 //! Deliberately absent: any way back, and any `Debug` that shows a digest.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -77,6 +77,15 @@ pub fn address_hash(secret: &[u8; 32], ip: IpAddr) -> AddressHash {
 #[must_use]
 pub fn normalise(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
+}
+
+/// The address as it counts: an IPv4 address whole, an IPv6 address by its /64.
+#[must_use]
+pub fn counted(ip: IpAddr) -> IpAddr {
+    match normalise(ip) {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64))),
+        v4 => v4,
+    }
 }
 
 /// The bytes of an address by which it counts, and how many they are: all of IPv4, written

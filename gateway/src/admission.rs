@@ -1,0 +1,506 @@
+//! Who may open a socket: handshakes per second, sockets per node, and sockets per address in the whole cluster.
+//!
+//! **The problem.** A cap per node is no cap: eleven sockets fit on two nodes. A shared counter that is raised and
+//! lowered is wrong for ever after the first crash. And a cap that needs the backplane must not make the site
+//! unreachable when the backplane is.
+//!
+//! **The idea.** The backplane holds, per address, each live node's *true* count ([`counts`]). A newcomer is let in by
+//! one atomic question; everything else (sockets that end, answers that were lost) makes the address dirty, and the
+//! node tells its count again until that is acknowledged. What a dead node held stops counting with its membership.
+//!
+//! **Alone.** When the backplane does not answer within [`AdmissionSettings::backplane_wait`], the node decides by its
+//! own count: for this handshake, and for all further ones at once, without asking, until the backplane has answered
+//! anything again. What was let in meanwhile is dirty and becomes known then. A node that is told it is no member
+//! decides by its own count too, and asks to be entered again ([`Admission::gone`]): [`Admission::readmit_all`] then
+//! names the sockets that are too many.
+//!
+//! **What comes out** is a [`Permit`]. It is the only way to a socket, and dropping it, from wherever, gives back what
+//! was taken. Cancelling [`Admission::admit`] at any point does as well.
+//!
+//! Deliberately absent: any address in the clear beyond the handshake rate, whose states live for seconds and never
+//! leave the process (Inv. PRIVATE).
+
+mod counts;
+#[cfg(test)]
+pub(crate) mod fake;
+mod rate;
+mod visitors;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use governor::clock::DefaultClock;
+use parking_lot::Mutex;
+use shared::ids::NodeId;
+use tokio::sync::Notify;
+
+use self::counts::{Counts, Told};
+use self::rate::HandshakeRate;
+use self::visitors::VisitorBudget;
+use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane};
+use crate::clock::Clock;
+use crate::hub::SocketPermit;
+use crate::identity::{VisitorDigest, address_hash};
+use crate::metrics::Metrics;
+
+/// Counts that are told to the backplane in one call.
+const FLUSH_BATCH_MAX: usize = 500;
+/// Questions that [`Admission::readmit_all`] has open at a time: ten thousand addresses are through within a second
+/// at a round trip of a few milliseconds, and the backplane's queue stays short.
+const READMISSIONS_OPEN_MAX: usize = 64;
+
+/// The limits, and how long to wait for the backplane.
+#[derive(Debug, Clone, Copy)]
+pub struct AdmissionSettings {
+    /// The most sockets of this node.
+    pub max_connections: u32,
+    /// The most sockets of one address in the whole cluster; 0 turns the cap off.
+    pub max_per_address: u32,
+    /// Handshakes per second of one address, with a burst of four times as many; 0 turns the limit off.
+    pub handshakes_per_second: u32,
+    /// How long a handshake waits for the backplane before the node decides alone.
+    pub backplane_wait: Duration,
+    /// How long a visitor counts: the time within which an address may bring a bounded number of visitor names.
+    pub visitor_window: Duration,
+}
+
+/// Why nobody is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// The address has as many sockets in the cluster as it may have.
+    #[error("too many sockets of this address")]
+    AddressCap,
+    /// The node carries all it may.
+    #[error("the node is full")]
+    Full,
+    /// The node has not learned the cluster's secret yet.
+    #[error("the node is starting")]
+    NotReady,
+}
+
+/// See the module's documentation.
+pub struct Admission {
+    settings: AdmissionSettings,
+    node: NodeId,
+    backplane: Arc<dyn Backplane>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    secret: OnceLock<[u8; 32]>,
+    rate: HandshakeRate<DefaultClock>,
+    connections: AtomicU32,
+    /// A plain lock: held for a few map operations, never over an await. One lock for counts, marks and turns,
+    /// because a count that changes and its mark must be one step.
+    counts: Mutex<Counts>,
+    visitors: Mutex<VisitorBudget>,
+    /// The backplane did not answer; until it does, nobody waits for it.
+    alone: AtomicBool,
+    /// Rings when a turn is given back.
+    turns: Notify,
+    /// Rings when an address became dirty, or a dirty one free.
+    work: Notify,
+    /// Rings when the backplane said that this node is no member.
+    gone: Notify,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("settings", &self.settings)
+            .field("connections", &self.connections)
+            .field("alone", &self.alone)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Admission {
+    /// Nobody is let in before [`Self::set_secret`].
+    #[must_use]
+    pub fn new(
+        settings: AdmissionSettings,
+        node: NodeId,
+        backplane: Arc<dyn Backplane>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            node,
+            backplane,
+            metrics,
+            clock,
+            secret: OnceLock::new(),
+            rate: HandshakeRate::new(settings.handshakes_per_second, DefaultClock::default()),
+            connections: AtomicU32::new(0),
+            counts: Mutex::default(),
+            visitors: Mutex::new(VisitorBudget::new(settings.visitor_window)),
+            alone: AtomicBool::new(false),
+            turns: Notify::new(),
+            work: Notify::new(),
+            gone: Notify::new(),
+        })
+    }
+
+    /// The cluster's secret, which keys the address hashes. It never changes: a second one is ignored.
+    pub fn set_secret(&self, secret: [u8; 32]) {
+        let _ = self.secret.set(secret);
+    }
+
+    /// Counts a handshake of `ip`.
+    ///
+    /// # Errors
+    /// When the address tries too often: how long to wait.
+    pub fn check_handshake_rate(&self, ip: IpAddr) -> Result<(), Duration> {
+        self.rate.check(ip)
+    }
+
+    /// Lets one socket of `ip` in. Cancel safe: a handshake that is given up gives back what it took.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Permit, Refusal> {
+        let secret = self.secret.get().ok_or(Refusal::NotReady)?;
+        // Inv. PRIVATE: from here on the address is its keyed hash.
+        let address = address_hash(secret, ip);
+        let seat = Seat::take(self)?;
+        if self.settings.max_per_address > 0 {
+            // Cheap before dear: an address that is full here needs no question.
+            let reservation = Reservation::take(self, address)?;
+            self.decide(reservation).await?;
+        }
+        Ok(Permit { seat, address })
+    }
+
+    /// Whether a socket of `address` may be counted as this visitor: a name that the address has used within the
+    /// window, or one of the few new ones. Otherwise it counts like a socket without a name.
+    #[must_use]
+    pub fn new_visitor_allowed(&self, address: AddressHash, visitor: &VisitorDigest) -> bool {
+        self.visitors.lock().allows(self.clock.now(), address, visitor)
+    }
+
+    /// Forgets what is over. To be called about every 30 s.
+    pub fn sweep(&self) {
+        self.rate.sweep();
+        self.visitors.lock().sweep(self.clock.now());
+    }
+
+    /// Waits until the count of some address has to be told. Cancel safe; for one waiter, who gathers for a moment
+    /// before it calls [`Self::flush_dirty`], and waits longer after a failure: what failed is dirty at once again.
+    pub async fn dirty(&self) {
+        loop {
+            // Notify keeps one ring for a waiter that comes late, so looking first cannot miss one.
+            if self.counts.lock().has_work() {
+                return;
+            }
+            self.work.notified().await;
+        }
+    }
+
+    /// Tells the backplane the counts of the dirty addresses. A batch that fails stays dirty, as do addresses that a
+    /// handshake is asking about.
+    ///
+    /// # Errors
+    /// That of the first batch which fails; the rest is not tried.
+    pub async fn flush_dirty(&self) -> backplane::Result<()> {
+        // What becomes dirty meanwhile belongs to the next call: this one ends.
+        let mut rounds = counts::DIRTY_MAX.div_ceil(FLUSH_BATCH_MAX);
+        while rounds > 0 {
+            let batch =
+                Batch { admission: self, counts: self.counts.lock().begin_batch(FLUSH_BATCH_MAX), told: Told::Unsure };
+            if batch.counts.is_empty() {
+                break;
+            }
+            batch.tell().await?;
+            rounds -= 1;
+        }
+        Ok(())
+    }
+
+    /// Has the count of every address told anew: the remedy for what nobody thought of.
+    pub fn mark_all_dirty(&self) {
+        self.counts.lock().mark_all();
+        self.work.notify_one();
+    }
+
+    /// Has all sockets admitted again, address by address, and tells which addresses have how many too many. To be
+    /// called when the node has become a member anew, before anything else. If it is told once more that it is no
+    /// member, [`Self::gone`] rings again.
+    ///
+    /// # Errors
+    /// When the backplane does not answer for some address; all have to be tried again then.
+    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
+    pub async fn readmit_all(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
+        if self.settings.max_per_address == 0 {
+            return Ok(Vec::new());
+        }
+        let addresses = self.counts.lock().held_addresses();
+        let mut answers = futures_util::stream::iter(addresses)
+            .map(|address| async move { (address, self.readmit(address).await) })
+            .buffer_unordered(READMISSIONS_OPEN_MAX);
+        let mut surplus = Vec::new();
+        while let Some((address, answer)) = answers.next().await {
+            match answer? {
+                0 => {}
+                too_many => surplus.push((address, too_many)),
+            }
+        }
+        Ok(surplus)
+    }
+
+    /// Waits until the backplane said that this node is no member. Cancel safe; for one waiter, who has to enter
+    /// again and then call [`Self::readmit_all`].
+    pub async fn gone(&self) {
+        self.gone.notified().await;
+    }
+
+    /// The backplane has answered something: handshakes ask it again.
+    pub fn backplane_answered(&self) {
+        self.alone.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether handshakes are decided without the backplane at present.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+
+    /// Asks the backplane for the reserved place, or decides alone.
+    async fn decide(&self, reservation: Reservation<'_>) -> Result<(), Refusal> {
+        if self.is_alone() {
+            return self.decide_alone(reservation);
+        }
+        match tokio::time::timeout(self.settings.backplane_wait, self.ask(reservation.address)).await {
+            Ok(Ok((turn, AdmitReply::Granted))) => {
+                self.backplane_answered();
+                turn.grant(reservation);
+                Ok(())
+            }
+            Ok(Ok((turn, AdmitReply::Refused { counted }))) => {
+                self.backplane_answered();
+                turn.refuse(counted);
+                Err(Refusal::AddressCap)
+            }
+            Ok(Ok((turn, AdmitReply::Gone))) => {
+                drop(turn);
+                self.gone.notify_one();
+                self.decide_alone(reservation)
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.alone.store(true, Ordering::Relaxed);
+                self.decide_alone(reservation)
+            }
+        }
+    }
+
+    /// Puts the question, when it is the address' turn. Dropping the returned turn, or this future, leaves the address
+    /// dirty: whether the question was carried out is not known.
+    async fn ask(&self, address: AddressHash) -> backplane::Result<(Turn<'_>, AdmitReply)> {
+        let turn = Turn::take(self, address).await;
+        let held = turn.held;
+        let cap = self.settings.max_per_address;
+        let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held + 1, cap }).await?;
+        Ok((turn, reply))
+    }
+
+    /// The reservation is within the cap by this node's own count; that must do.
+    fn decide_alone(&self, reservation: Reservation<'_>) -> Result<(), Refusal> {
+        self.metrics.admissions_alone.inc();
+        reservation.hold(Told::Unsure);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Has an address' sockets admitted again; tells how many are too many.
+    async fn readmit(&self, address: AddressHash) -> backplane::Result<u32> {
+        let mut turn = Turn::take(self, address).await;
+        let (held, cap) = (turn.held, self.settings.max_per_address);
+        if held == 0 {
+            // All have left since; the mark that they set does the rest.
+            turn.told = Told::Yes;
+            return Ok(0);
+        }
+        let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;
+        self.backplane_answered();
+        match reply {
+            AdmitReply::Granted => {
+                turn.told = Told::Yes;
+                Ok(0)
+            }
+            // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
+            AdmitReply::Refused { counted } => {
+                turn.told = Told::Yes;
+                Ok(held.saturating_sub(counted))
+            }
+            AdmitReply::Gone => {
+                self.gone.notify_one();
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// The right to hold one socket: a place on the node and, under the cap, one of its address. Dropping it gives both
+/// back.
+#[derive(Debug)]
+pub struct Permit {
+    seat: Seat,
+    address: AddressHash,
+}
+
+impl Permit {
+    /// Whose socket it is.
+    #[must_use]
+    pub fn address(&self) -> AddressHash {
+        self.address
+    }
+}
+
+impl SocketPermit for Permit {
+    fn address(&self) -> AddressHash {
+        self.address
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let admission = &self.seat.0;
+        if admission.settings.max_per_address > 0 {
+            admission.counts.lock().release(self.address);
+            admission.work.notify_one();
+        }
+    }
+}
+
+/// A place on the node.
+#[derive(Debug)]
+struct Seat(Arc<Admission>);
+
+impl Seat {
+    fn take(admission: &Arc<Admission>) -> Result<Self, Refusal> {
+        let max = admission.settings.max_connections;
+        let one_more = |taken: u32| (taken < max).then_some(taken + 1);
+        admission
+            .connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .map(|_| Self(Arc::clone(admission)))
+            .map_err(|_| Refusal::Full)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place of the address that is set aside while its handshake is being decided.
+struct Reservation<'a> {
+    admission: &'a Admission,
+    address: AddressHash,
+    held: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn take(admission: &'a Admission, address: AddressHash) -> Result<Self, Refusal> {
+        let cap = admission.settings.max_per_address;
+        admission.counts.lock().reserve(address, cap).map_err(|counts::OverCap| Refusal::AddressCap)?;
+        Ok(Self { admission, address, held: false })
+    }
+
+    /// It becomes a socket's.
+    fn hold(mut self, told: Told) {
+        self.held = true;
+        self.admission.counts.lock().hold(self.address, told);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.held {
+            self.admission.counts.lock().unreserve(self.address);
+        }
+    }
+}
+
+/// The exclusive right to talk to the backplane about an address.
+struct Turn<'a> {
+    admission: &'a Admission,
+    address: AddressHash,
+    /// How many sockets the address had when the turn began.
+    held: u32,
+    told: Told,
+}
+
+impl<'a> Turn<'a> {
+    /// Waits until nobody else has it. Cancel safe.
+    async fn take(admission: &'a Admission, address: AddressHash) -> Self {
+        let rings = admission.turns.notified();
+        tokio::pin!(rings);
+        loop {
+            // Listening before looking: a turn that is given back in between is not missed.
+            rings.as_mut().enable();
+            if let Some(held) = admission.counts.lock().begin(address) {
+                return Self { admission, address, held, told: Told::Unsure };
+            }
+            rings.as_mut().await;
+            rings.set(admission.turns.notified());
+        }
+    }
+
+    /// The new socket is counted.
+    fn grant(mut self, mut reservation: Reservation<'_>) {
+        // One step: were the turn given back first, a flush could tell the count without the new socket after it.
+        let mut counts = self.admission.counts.lock();
+        counts.hold(self.address, Told::Yes);
+        reservation.held = true;
+        self.told = Told::Yes;
+        drop(counts);
+    }
+
+    /// There is no room; the backplane counts `counted` of this node.
+    fn refuse(mut self, counted: u32) {
+        self.told = if counted == self.held { Told::Yes } else { Told::Unsure };
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.admission.counts.lock().end(self.address, self.told);
+        self.admission.turns.notify_waiters();
+        self.admission.work.notify_one();
+    }
+}
+
+/// The turns of some dirty addresses.
+struct Batch<'a> {
+    admission: &'a Admission,
+    counts: Vec<(AddressHash, u32)>,
+    told: Told,
+}
+
+impl Batch<'_> {
+    async fn tell(mut self) -> backplane::Result<()> {
+        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
+        self.told = Told::Yes;
+        self.admission.backplane_answered();
+        Ok(())
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.admission.counts.lock();
+        for (address, _) in &self.counts {
+            counts.end(*address, self.told);
+        }
+        drop(counts);
+        self.admission.turns.notify_waiters();
+        self.admission.work.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests;

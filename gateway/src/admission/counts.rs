@@ -1,0 +1,298 @@
+//! How many sockets each address has on this node, and what the cluster has to be told about it. Pure.
+//!
+//! The backplane holds the node's *true count* of an address, never a sum of differences, so telling it again is
+//! always right, and telling it late is a matter of time. What must not happen is that an older count overwrites a
+//! newer one: then a socket would live that nobody counts (Inv. CAP). Two rules exclude it:
+//!
+//! - **One request per address at a time.** Whoever talks to the backplane about an address holds its turn
+//!   ([`Counts::begin`], [`Counts::begin_batch`]); the others wait.
+//! - **A change after the count was taken leaves the address dirty.** A batch takes the mark away when it takes the
+//!   count, so a change in between sets it again, and a batch that failed sets it for all.
+//!
+//! An entry exists only while an address has sockets or handshakes here, so the map is bounded by the node's cap;
+//! dirty marks are bounded by [`DIRTY_MAX`].
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use crate::backplane::AddressHash;
+
+/// The most addresses whose count waits to be told. Reached only when the backplane is away while more addresses
+/// than this come and go; what is lost then is the news that an address has *left*, which the backplane forgets by
+/// itself within the hour.
+// Inv. BOUND
+pub(super) const DIRTY_MAX: usize = 100_000;
+
+/// The sockets of one address on this node.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Sockets {
+    /// Open ones.
+    held: u32,
+    /// Handshakes that are being decided.
+    reserved: u32,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    addresses: HashMap<AddressHash, Sockets>,
+    dirty: HashSet<AddressHash>,
+    busy: HashSet<AddressHash>,
+}
+
+/// The address has as many sockets and handshakes here as it may have anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OverCap;
+
+/// Whether the backplane knows the count that this node has now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It does, but for changes that have their own mark.
+    Yes,
+    /// It may know another one.
+    Unsure,
+}
+
+impl Counts {
+    /// Sets a place aside for a handshake.
+    // Inv. CAP: by this node's own count alone there is never one too many, whatever the backplane says or does.
+    pub(super) fn reserve(&mut self, address: AddressHash, cap: u32) -> Result<(), OverCap> {
+        let sockets = self.addresses.get(&address).copied().unwrap_or_default();
+        if sockets.held + sockets.reserved >= cap {
+            return Err(OverCap);
+        }
+        self.addresses.entry(address).or_default().reserved += 1;
+        Ok(())
+    }
+
+    /// The handshake came to nothing.
+    pub(super) fn unreserve(&mut self, address: AddressHash) {
+        self.change(address, |sockets| sockets.reserved = sockets.reserved.saturating_sub(1));
+    }
+
+    /// The handshake became a socket.
+    pub(super) fn hold(&mut self, address: AddressHash, told: Told) {
+        let sockets = self.addresses.entry(address).or_default();
+        sockets.reserved = sockets.reserved.saturating_sub(1);
+        sockets.held += 1;
+        if told == Told::Unsure {
+            self.mark(address);
+        }
+    }
+
+    /// A socket ended.
+    pub(super) fn release(&mut self, address: AddressHash) {
+        self.change(address, |sockets| sockets.held = sockets.held.saturating_sub(1));
+        self.mark(address);
+    }
+
+    /// Takes the turn of an address and tells how many sockets it has; `None` while another has the turn.
+    pub(super) fn begin(&mut self, address: AddressHash) -> Option<u32> {
+        self.busy.insert(address).then(|| self.held(address))
+    }
+
+    /// Gives the turn back.
+    pub(super) fn end(&mut self, address: AddressHash, told: Told) {
+        self.busy.remove(&address);
+        if told == Told::Unsure {
+            self.mark(address);
+        }
+    }
+
+    /// Takes the turns of up to `max` dirty addresses, with their counts; their marks are gone.
+    pub(super) fn begin_batch(&mut self, max: usize) -> Vec<(AddressHash, u32)> {
+        let free = self.dirty.iter().filter(|address| !self.busy.contains(*address));
+        let batch: Vec<_> = free.take(max).map(|address| (*address, self.held(*address))).collect();
+        for (address, _) in &batch {
+            self.dirty.remove(address);
+            self.busy.insert(*address);
+        }
+        batch
+    }
+
+    /// Whether [`Self::begin_batch`] would find anything.
+    pub(super) fn has_work(&self) -> bool {
+        self.dirty.iter().any(|address| !self.busy.contains(address))
+    }
+
+    /// Every address is to be told anew.
+    pub(super) fn mark_all(&mut self) {
+        self.dirty.extend(self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address));
+    }
+
+    /// The addresses that have sockets.
+    pub(super) fn held_addresses(&self) -> Vec<AddressHash> {
+        self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address).collect()
+    }
+
+    /// How many sockets an address has.
+    pub(super) fn held(&self, address: AddressHash) -> u32 {
+        self.addresses.get(&address).map_or(0, |sockets| sockets.held)
+    }
+
+    // Inv. BOUND: an address that still has sockets is always marked; it is bounded by them.
+    fn mark(&mut self, address: AddressHash) {
+        if self.dirty.len() < DIRTY_MAX || self.held(address) > 0 {
+            self.dirty.insert(address);
+        }
+    }
+
+    fn change(&mut self, address: AddressHash, change: impl FnOnce(&mut Sockets)) {
+        if let Entry::Occupied(mut entry) = self.addresses.entry(address) {
+            change(entry.get_mut());
+            if *entry.get() == Sockets::default() {
+                entry.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAP: u32 = 3;
+
+    fn address(n: u8) -> AddressHash {
+        AddressHash([n; 16])
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        /// A handshake arrives, and is refused here when the address is full.
+        Arrive(u8),
+        /// The oldest waiting handshake of the address takes its turn.
+        Ask(u8),
+        /// The cluster answers the request about the address, or does not (it was carried out or not).
+        Answer(u8, Option<bool>),
+        Close(u8),
+        Flush(usize),
+        FlushAnswer(Option<bool>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let who = 0..3_u8;
+        prop_oneof![
+            3 => who.clone().prop_map(Step::Arrive),
+            3 => who.clone().prop_map(Step::Ask),
+            3 => (who.clone(), any::<Option<bool>>()).prop_map(|(a, o)| Step::Answer(a, o)),
+            3 => who.prop_map(Step::Close),
+            1 => (1..3_usize).prop_map(Step::Flush),
+            1 => any::<Option<bool>>().prop_map(Step::FlushAnswer),
+        ]
+    }
+
+    /// A node, its view (`counts`) and what the cluster believes (`told`), driven by random steps.
+    #[derive(Default)]
+    struct World {
+        counts: Counts,
+        told: HashMap<AddressHash, u32>,
+        waiting: HashMap<AddressHash, u32>,
+        asking: HashMap<AddressHash, u32>,
+        batch: Vec<(AddressHash, u32)>,
+        open: HashMap<AddressHash, u32>,
+    }
+
+    impl World {
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Arrive(n) if self.counts.reserve(address(n), CAP).is_ok() => {
+                    *self.waiting.entry(address(n)).or_default() += 1;
+                }
+                Step::Ask(n) if self.waiting.get(&address(n)).is_some_and(|waiting| *waiting > 0) => {
+                    if let Some(held) = self.counts.begin(address(n)) {
+                        *self.waiting.entry(address(n)).or_default() -= 1;
+                        self.asking.insert(address(n), held + 1);
+                    }
+                }
+                // Some(true): granted. Some(false): no answer, yet carried out. None: no answer, nothing done.
+                Step::Answer(n, outcome) => {
+                    let Some(wanted) = self.asking.remove(&address(n)) else { return };
+                    if outcome.is_some() {
+                        self.told.insert(address(n), wanted);
+                    }
+                    let told = if outcome == Some(true) { Told::Yes } else { Told::Unsure };
+                    self.counts.hold(address(n), told);
+                    self.counts.end(address(n), told);
+                    *self.open.entry(address(n)).or_default() += 1;
+                }
+                Step::Close(n) if self.open.get(&address(n)).is_some_and(|open| *open > 0) => {
+                    *self.open.entry(address(n)).or_default() -= 1;
+                    self.counts.release(address(n));
+                }
+                Step::Flush(max) if self.batch.is_empty() => self.batch = self.counts.begin_batch(max),
+                Step::FlushAnswer(outcome) => {
+                    for (address, count) in std::mem::take(&mut self.batch) {
+                        if outcome.is_some() {
+                            self.told.insert(address, count);
+                        }
+                        self.counts.end(address, if outcome == Some(true) { Told::Yes } else { Told::Unsure });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    proptest! {
+        // Inv. CAP: never more sockets than the cap, and what the cluster believes is the truth as soon as no
+        // request is open and nothing is dirty, whatever was lost, late or raced.
+        #[test]
+        fn the_cluster_learns_the_truth(steps in proptest::collection::vec(step(), 0..120)) {
+            let mut world = World::default();
+            for step in steps {
+                world.take(step);
+                prop_assert!(world.open.values().all(|open| *open <= CAP));
+                for (address, open) in &world.open {
+                    prop_assert_eq!(world.counts.held(*address), *open);
+                    let settled = !world.asking.contains_key(address)
+                        && !world.counts.busy.contains(address)
+                        && !world.counts.dirty.contains(address);
+                    if settled {
+                        prop_assert_eq!(world.told.get(address).copied().unwrap_or(0), *open);
+                    }
+                }
+            }
+            for n in 0..3 {
+                world.take(Step::Answer(n, Some(true)));
+            }
+            world.take(Step::FlushAnswer(None));
+            while world.counts.has_work() {
+                world.take(Step::Flush(2));
+                world.take(Step::FlushAnswer(Some(true)));
+            }
+            for (address, open) in &world.open {
+                prop_assert_eq!(world.told.get(address).copied().unwrap_or(0), *open);
+            }
+            prop_assert!(world.counts.busy.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_address_without_sockets_leaves_nothing_behind() {
+        let mut counts = Counts::default();
+        counts.reserve(address(1), CAP).expect("room");
+        counts.unreserve(address(1));
+        counts.reserve(address(1), CAP).expect("room");
+        counts.hold(address(1), Told::Yes);
+        counts.release(address(1));
+        assert_eq!(counts.begin_batch(9), [(address(1), 0)]);
+        counts.end(address(1), Told::Yes);
+        assert!(counts.addresses.is_empty() && counts.dirty.is_empty() && counts.busy.is_empty());
+    }
+
+    // Inv. BOUND
+    #[test]
+    fn marks_are_bounded_but_for_addresses_with_sockets() {
+        let mut counts = Counts::default();
+        let nth = |n: u32| AddressHash(std::array::from_fn(|i| n.to_be_bytes()[i % 4]));
+        for n in 0..=u32::try_from(DIRTY_MAX).expect("fits") {
+            counts.release(nth(n));
+        }
+        assert_eq!(counts.dirty.len(), DIRTY_MAX);
+        counts.hold(nth(u32::MAX), Told::Unsure);
+        assert!(counts.dirty.contains(&nth(u32::MAX)));
+    }
+}

@@ -1,0 +1,209 @@
+//! Admission against a backplane that answers late, wrongly, or not at all. Time is tokio's, paused.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
+
+use super::fake::{Fake, Mood};
+use super::*;
+
+const CAP: u32 = 3;
+
+fn admission(fake: &Arc<Fake>, max_connections: u32, max_per_address: u32) -> Arc<Admission> {
+    let settings = AdmissionSettings {
+        max_connections,
+        max_per_address,
+        handshakes_per_second: 0,
+        backplane_wait: Duration::from_millis(250),
+        visitor_window: Duration::from_secs(300),
+    };
+    let backplane = Arc::clone(fake) as Arc<dyn Backplane>;
+    let admission = Admission::new(settings, NodeId::from_random(1), backplane, Arc::default(), Clock::start());
+    admission.set_secret([7; 32]);
+    admission
+}
+
+fn ip(n: u8) -> IpAddr {
+    [192, 0, 2, n].into()
+}
+
+fn told(fake: &Fake, n: u8) -> Option<u32> {
+    fake.told.lock().get(&address_hash(&[7; 32], ip(n))).copied()
+}
+
+/// Polls once: the future has started whatever it starts, and must not have ended.
+async fn start<F: Future>(future: &mut std::pin::Pin<&mut F>) {
+    std::future::poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending(), "ended early");
+        Poll::Ready(())
+    })
+    .await;
+}
+
+// Inv. CAP
+#[tokio::test(start_paused = true)]
+async fn one_too_many_is_refused_and_a_dropped_permit_makes_room() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    let mut permits = Vec::new();
+    for _ in 0..CAP {
+        permits.push(admission.admit(ip(1)).await.expect("room"));
+    }
+    assert_eq!(admission.admit(ip(1)).await.unwrap_err(), Refusal::AddressCap);
+    assert_eq!(fake.asked.load(Ordering::Relaxed), 3, "an address that is full here needs no question");
+    assert!(admission.admit(ip(2)).await.is_ok());
+
+    permits.pop();
+    admission.dirty().await;
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(2), Some(0)));
+    assert!(admission.admit(ip(1)).await.is_ok());
+}
+
+// Inv. CAP: the sockets of other nodes count.
+#[tokio::test(start_paused = true)]
+async fn the_cluster_has_the_last_word() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    *fake.others.lock() = 2;
+    let permit = admission.admit(ip(1)).await.expect("room");
+    assert_eq!(admission.admit(ip(1)).await.unwrap_err(), Refusal::AddressCap);
+    *fake.others.lock() = 1;
+    assert!(admission.admit(ip(1)).await.is_ok());
+    drop(permit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_nodes_cap_and_readiness() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 2, 0);
+    let one = admission.admit(ip(1)).await.expect("room");
+    let _two = admission.admit(ip(1)).await.expect("room");
+    assert_eq!(admission.admit(ip(2)).await.unwrap_err(), Refusal::Full);
+    drop(one);
+    assert!(admission.admit(ip(2)).await.is_ok());
+    assert_eq!(fake.asked.load(Ordering::Relaxed), 0, "without a cap per address nobody is asked");
+
+    let settings = admission.settings;
+    let early = Admission::new(settings, NodeId::from_random(1), fake, Arc::default(), Clock::start());
+    assert_eq!(early.admit(ip(1)).await.unwrap_err(), Refusal::NotReady);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_backplane_is_waited_for_once() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    *fake.mood.lock() = Mood::Silent;
+    let began = tokio::time::Instant::now();
+    let mut permits = vec![admission.admit(ip(1)).await.expect("decided alone")];
+    assert_eq!(began.elapsed(), Duration::from_millis(250));
+    assert!(admission.is_alone());
+    for _ in 1..CAP {
+        permits.push(admission.admit(ip(1)).await.expect("decided alone"));
+    }
+    // Inv. CAP: alone, the node's own count decides.
+    assert_eq!(admission.admit(ip(1)).await.unwrap_err(), Refusal::AddressCap);
+    assert_eq!(began.elapsed(), Duration::from_millis(250), "the others did not wait");
+    assert_eq!(admission.metrics.admissions_alone.value(), 3);
+
+    *fake.mood.lock() = Mood::Well;
+    admission.dirty().await;
+    admission.flush_dirty().await.expect("answers");
+    assert!(!admission.is_alone());
+    assert_eq!(told(&fake, 1), Some(CAP));
+    assert!(admission.admit(ip(2)).await.is_ok());
+    assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_backplane_is_not_waited_for_and_a_failed_batch_stays_dirty() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    *fake.mood.lock() = Mood::Broken;
+    let permit = admission.admit(ip(1)).await.expect("decided alone");
+    assert_eq!(admission.flush_dirty().await, Err(backplane::BackplaneError::Unreachable));
+    admission.dirty().await;
+    drop(permit);
+    *fake.mood.lock() = Mood::Well;
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!(told(&fake, 1), Some(0));
+    assert!(!admission.counts.lock().has_work());
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_about_one_address_never_overlap() {
+    let fake = Arc::new(Fake { answers: tokio::sync::Semaphore::new(0), ..Fake::default() });
+    let admission = admission(&fake, 100, CAP);
+    let (mut a, mut b) = (pin!(admission.admit(ip(1))), pin!(admission.admit(ip(1))));
+    let (mut c, mut flush) = (pin!(admission.admit(ip(1))), pin!(admission.flush_dirty()));
+    start(&mut a).await;
+    start(&mut b).await;
+    start(&mut c).await;
+    admission.mark_all_dirty();
+    assert!(futures_util::poll!(flush.as_mut()).is_ready(), "an address that is being asked about is skipped");
+    assert_eq!(fake.asked.load(Ordering::Relaxed), 1);
+    // Three handshakes wait: a fourth is one too many although no socket is open yet.
+    assert_eq!(admission.admit(ip(1)).await.unwrap_err(), Refusal::AddressCap);
+    fake.answers.add_permits(100);
+    let (a, b, c) = tokio::join!(a, b, c);
+    assert!(a.is_ok() && b.is_ok() && c.is_ok());
+    assert!(!fake.overlapped.load(Ordering::Relaxed));
+    assert_eq!(told(&fake, 1), Some(3));
+}
+
+// Inv. CAP: a handshake that is given up while the question is open leaves neither a place taken nor a wrong count.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_handshake_gives_everything_back() {
+    let fake = Arc::new(Fake { answers: tokio::sync::Semaphore::new(0), ..Fake::default() });
+    let admission = admission(&fake, 1, CAP);
+    {
+        let mut abandoned = pin!(admission.admit(ip(1)));
+        start(&mut abandoned).await;
+        assert_eq!(told(&fake, 1), Some(1), "the question was carried out");
+    }
+    fake.answers.add_permits(100);
+    admission.dirty().await;
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!(told(&fake, 1), Some(0));
+    assert!(admission.admit(ip(1)).await.is_ok(), "the node's only place is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    *fake.mood.lock() = Mood::Gone;
+    let mut permits = vec![admission.admit(ip(1)).await.expect("decided alone")];
+    admission.gone().await;
+    permits.push(admission.admit(ip(1)).await.expect("decided alone"));
+    permits.push(admission.admit(ip(2)).await.expect("decided alone"));
+    assert_eq!(admission.metrics.admissions_alone.value(), 3);
+
+    // Entered again, beside two sockets that the address has elsewhere: one of the two here is too many.
+    *fake.mood.lock() = Mood::Well;
+    *fake.others.lock() = 2;
+    let surplus = admission.readmit_all().await.expect("answers");
+    assert_eq!(surplus, [(address_hash(&[7; 32], ip(1)), 1)]);
+    permits.remove(0);
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn readmission_reports_a_backplane_that_does_not_answer() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    let _permit = admission.admit(ip(1)).await.expect("room");
+    *fake.mood.lock() = Mood::Broken;
+    assert!(admission.readmit_all().await.is_err());
+    assert!(admission.counts.lock().has_work());
+}
+
+// Inv. PRIVATE
+#[test]
+fn nothing_that_can_be_printed_shows_an_address() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, 0);
+    let permit = futures_util::FutureExt::now_or_never(admission.admit(ip(77))).expect("no wait").expect("room");
+    assert!(!format!("{admission:?} {permit:?}").contains("192.0.2"));
+}

@@ -1,0 +1,155 @@
+//! Listening and accepting, for as long as the process wants to.
+//!
+//! An accept loop that ends at its first error is an outage that health checks do not see; one that tries again at
+//! once spins while descriptors are short. So errors of the *connection* (it was reset before it was accepted) go on
+//! with the next one, and all others pause for [`PAUSE`], which leaves time for sockets to end. Either is counted.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::metrics::{Connect, Metrics};
+
+/// Connections that the kernel has completed and that wait to be accepted: a reconnect storm of a whole node's
+/// clients comes within seconds. The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 8192;
+/// How long to wait when accepting fails for want of something.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A listening socket. An IPv6 wildcard (`[::]`) takes IPv4 as well.
+///
+/// # Errors
+/// What the system says: the address is taken, or not allowed.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted process must not wait for the connections of the former one to be forgotten.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Where connections come from; a trait so that its failures can be tested.
+pub(super) trait Accept: Send {
+    /// The next connection.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>>;
+}
+
+impl Accept for TcpListener {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        Self::poll_accept(self, cx)
+    }
+}
+
+/// Gives each connection to `handle`, until `end`. Takes the listener with it: when this returns, it is closed.
+pub(super) async fn accept_until(
+    mut listener: impl Accept,
+    end: impl Future<Output = ()> + Send,
+    metrics: &Metrics,
+    mut handle: impl FnMut(TcpStream, SocketAddr) + Send,
+) {
+    let mut end = pin!(end);
+    loop {
+        // Biased: an end comes before work. Both arms are cancel safe: a connection is taken only when it is returned.
+        let accepted = tokio::select! {
+            biased;
+            () = &mut end => return,
+            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => handle(stream, peer),
+            Err(error) => {
+                metrics.connects_failed.inc(Connect::AcceptFailed);
+                if !is_of_one_connection(&error) {
+                    tracing::warn!(%error, "accept failed, pausing");
+                    tokio::select! {
+                        biased;
+                        () = &mut end => return,
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether the error says something about the connection that was to be accepted, and nothing about the next one.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Fails as told, and then has nothing more.
+    struct Failing {
+        errors: VecDeque<io::Error>,
+        at: Vec<tokio::time::Instant>,
+        done: Option<tokio::sync::oneshot::Sender<Vec<tokio::time::Instant>>>,
+    }
+
+    impl Accept for Failing {
+        fn poll_accept(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+            self.at.push(tokio::time::Instant::now());
+            let Some(error) = self.errors.pop_front() else {
+                if let Some(done) = self.done.take() {
+                    let _ = done.send(std::mem::take(&mut self.at));
+                }
+                return Poll::Pending;
+            };
+            Poll::Ready(Err(error))
+        }
+    }
+
+    // EMFILE, ENFILE, ENOBUFS and ENOMEM wait; ECONNABORTED does not; nothing ends the loop.
+    #[tokio::test(start_paused = true)]
+    async fn errors_pause_the_loop_and_never_end_it() {
+        let codes = [24, 24, 103, 23, 105, 104, 12];
+        let errors = codes.iter().map(|code| io::Error::from_raw_os_error(*code)).collect();
+        let (done, seen) = tokio::sync::oneshot::channel();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let metrics = Metrics::default();
+        let listener = Failing { errors, at: Vec::new(), done: Some(done) };
+        let ended = async { ended.await.expect("sent") };
+        let accepting = accept_until(listener, ended, &metrics, |_, _| unreachable!("no connection came"));
+        let driving = async {
+            let at = seen.await.expect("all errors were met");
+            let pauses: Vec<u128> = at.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+            assert_eq!(pauses, [100, 100, 0, 100, 100, 0, 100]);
+            end.send(()).expect("still accepting");
+        };
+        tokio::join!(accepting, driving);
+        assert_eq!(metrics.connects_failed.value(Connect::AcceptFailed), 7);
+    }
+
+    #[tokio::test]
+    async fn a_wildcard_of_ipv6_takes_ipv4_and_the_end_closes_the_listener() {
+        // A machine without IPv6 cannot be asked.
+        let Ok(listener) = listen("[::]:0".parse().expect("an address")) else { return };
+        let port = listener.local_addr().expect("bound").port();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let mut end = Some(end);
+        let metrics = Metrics::default();
+        let accepting = accept_until(listener, async { ended.await.expect("sent") }, &metrics, |_, peer| {
+            assert_eq!(peer.ip().to_canonical(), std::net::Ipv4Addr::LOCALHOST);
+            let _ = end.take().map(|end| end.send(()));
+        });
+        let (_, connected) = tokio::join!(accepting, TcpStream::connect(("127.0.0.1", port)));
+        assert!(connected.is_ok());
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "closed");
+    }
+}

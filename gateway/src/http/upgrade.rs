@@ -1,0 +1,362 @@
+//! From an HTTP request to a WebSocket: every check, in order of cost, and the hand-over of the socket.
+//!
+//! The library that writes the 101 checks two header lines and lets POST, HTTP/1.0, a missing `Host` and a garbage key
+//! pass, so everything is checked here first ([`check`], pure). Then come the limits, the dearest last: the one that
+//! asks the backplane. What was admitted is held by an [`Attempt`], whose drop gives the permit back and counts the
+//! attempt as abandoned, wherever the client disappears: while the backplane is asked, before the 101 is written, or
+//! before the socket is taken over.
+//!
+//! The hand-over takes the plain TCP stream out of hyper, with the bytes that hyper had read beyond the request (a
+//! client may send its first frame right behind the handshake), and gives both to the hub. Nothing of hyper is kept:
+//! its buffers are twenty times the size of an idle socket.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ::http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+    USER_AGENT,
+};
+use ::http::{Method, Request, Version};
+use fastwebsockets::upgrade::UpgradeFut;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use shared::event::VisitorId;
+use shared::message::MessageKinds;
+
+use super::Server;
+use super::linger::Linger;
+use super::origin::{Origins, Verdict};
+use super::refusal::{ParameterError, Refusal};
+use super::response::Answer;
+use crate::admission::{Admission, Permit};
+use crate::hub::{Ids, NewSocket};
+use crate::identity::VisitorDigest;
+use crate::lifecycle::Phase;
+use crate::metrics::{Handshake, Metrics};
+
+/// What the request asks for beyond a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    kinds: MessageKinds,
+    ids: Ids,
+    visitor: Option<VisitorId>,
+}
+
+/// A request that was let in and has not become a socket yet.
+#[derive(Debug)]
+struct Attempt {
+    metrics: Arc<Metrics>,
+    settled: bool,
+}
+
+impl Attempt {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: Arc::clone(metrics), settled: false }
+    }
+
+    fn settle(mut self, outcome: Handshake) {
+        self.settled = true;
+        self.metrics.handshakes.inc(outcome);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.metrics.handshakes.inc(Handshake::Abandoned);
+        }
+    }
+}
+
+/// An upgrade that was answered with 101.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    attempt: Attempt,
+    permit: Permit,
+    socket: UpgradeFut,
+    kinds: MessageKinds,
+    ids: Ids,
+    visitor: VisitorDigest,
+}
+
+/// Answers a request for a WebSocket: with 101 and the upgrade to be finished, or with a refusal.
+pub(super) async fn handle(
+    server: &Server,
+    request: &mut Request<Incoming>,
+    client: IpAddr,
+) -> Result<(Answer, Upgrade), Answer> {
+    let metrics = &server.public.metrics;
+    let attempt = Attempt::new(metrics);
+    match admit(server, request, client).await {
+        Ok((permit, wanted)) => {
+            let user_agent = request.headers().get(USER_AGENT).map(|value| value.as_bytes().to_vec());
+            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent.as_deref());
+            // It looks for key and version, which have been checked.
+            let Ok((answer, socket)) = fastwebsockets::upgrade::upgrade(&mut *request) else {
+                attempt.settle(Handshake::Malformed);
+                return Err(Refusal::Key.answer());
+            };
+            let Wanted { kinds, ids, .. } = wanted;
+            Ok((answer.map(|_| Full::default()), Upgrade { attempt, permit, socket, kinds, ids, visitor }))
+        }
+        Err(refusal) => {
+            attempt.settle(refusal.label());
+            Err(refusal.answer())
+        }
+    }
+}
+
+/// All checks; cheap before dear.
+async fn admit(server: &Server, request: &Request<Incoming>, client: IpAddr) -> Result<(Permit, Wanted), Refusal> {
+    let wanted = check(request, &server.origins)?;
+    match server.public.lifecycle.phase() {
+        Phase::Starting => return Err(Refusal::Starting),
+        // Balancers need a moment to notice: upgrades are taken until the listener closes.
+        Phase::Ready | Phase::Draining => {}
+        Phase::Closing | Phase::Stopped => return Err(Refusal::Draining),
+    }
+    server.public.admission.check_handshake_rate(client).map_err(Refusal::Rate)?;
+    let permit = server.public.admission.admit(client).await?;
+    Ok((permit, wanted))
+}
+
+/// Whom the socket is counted as: the visitor that it names, within what its address may invent, else whoever has
+/// this address and browser.
+fn identify(
+    admission: &Admission,
+    permit: &Permit,
+    wanted: &Wanted,
+    client: IpAddr,
+    user_agent: Option<&[u8]>,
+) -> VisitorDigest {
+    let named = wanted.visitor.as_ref().map(VisitorDigest::of_id);
+    named
+        .filter(|visitor| admission.new_visitor_allowed(permit.address(), visitor))
+        .unwrap_or_else(|| VisitorDigest::of_client(client, user_agent))
+}
+
+/// Everything that can be judged by looking at the request alone.
+fn check<B>(request: &Request<B>, origins: &Origins) -> Result<Wanted, Refusal> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        return Err(Refusal::Method);
+    }
+    if request.version() != Version::HTTP_11 {
+        return Err(Refusal::HttpVersion);
+    }
+    if !has_one_host(headers) {
+        return Err(Refusal::Host);
+    }
+    if has_body(headers) {
+        return Err(Refusal::Body);
+    }
+    if !has_token(headers, &CONNECTION, "upgrade") || !has_token(headers, &UPGRADE, "websocket") {
+        return Err(Refusal::NoUpgrade);
+    }
+    if only(headers, &SEC_WEBSOCKET_VERSION) != Some(b"13") {
+        return Err(Refusal::WebSocketVersion);
+    }
+    if !only(headers, &SEC_WEBSOCKET_KEY).is_some_and(is_key) {
+        return Err(Refusal::Key);
+    }
+    let wanted = parse_query(request.uri().query().unwrap_or_default()).map_err(Refusal::Parameter)?;
+    if origins.judge(headers) == Verdict::Refused {
+        return Err(Refusal::Origin);
+    }
+    Ok(wanted)
+}
+
+/// Whether the request names its host, once (RFC 9112 section 3.2).
+pub(super) fn has_one_host(headers: &HeaderMap) -> bool {
+    only(headers, &HOST).is_some_and(|host| !host.is_empty())
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0");
+    length || headers.contains_key(TRANSFER_ENCODING)
+}
+
+/// The value of a header that may stand only once.
+fn only<'h>(headers: &'h HeaderMap, name: &::http::HeaderName) -> Option<&'h [u8]> {
+    let mut lines = headers.get_all(name).iter();
+    let line = lines.next()?;
+    lines.next().is_none().then(|| line.as_bytes().trim_ascii())
+}
+
+/// Whether a comma list, over all its lines, has `token`; tokens have no case.
+fn has_token(headers: &HeaderMap, name: &::http::HeaderName, token: &str) -> bool {
+    let mut entries = headers.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    entries.any(|entry| entry.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// Sixteen bytes in base64 are 22 digits and two `=` (RFC 6455 section 4.1). The last digit carries two bits, and
+/// some clients leave rubbish in the other four; nobody decodes the key, so that is let pass.
+fn is_key(key: &[u8]) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24 && key.ends_with(b"==") && key[..22].iter().all(digit)
+}
+
+/// Reads the opt-ins. Unknown parameters are ignored; a known one that comes twice is a mistake which one of the two
+/// values would hide.
+fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
+    let (mut kinds, mut ids, mut visitor) = (None, None, None);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let refuse = |name, reason| ParameterError { name, reason };
+        match &*name {
+            "types" => {
+                let reason = "choose from realtime_update, new_event, theme_stats, letter_generated";
+                let parsed = MessageKinds::parse(&value).map_err(|_| refuse("types", reason))?;
+                set_once(&mut kinds, parsed, "types")?;
+            }
+            "ids" if value == "1" => set_once(&mut ids, Ids::With, "ids")?,
+            "ids" => return Err(refuse("ids", "not 1")),
+            "visitor" => {
+                // What is not UTF-8 was replaced by the decoder; such an id would be another one each time.
+                if value.contains(char::REPLACEMENT_CHARACTER) {
+                    return Err(refuse("visitor", "not UTF-8"));
+                }
+                let parsed = VisitorId::parse("visitor", &value).map_err(|error| refuse(error.field, error.reason))?;
+                set_once(&mut visitor, parsed, "visitor")?;
+            }
+            _ => {}
+        }
+    }
+    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids: ids.unwrap_or(Ids::Without), visitor })
+}
+
+fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(), ParameterError> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(ParameterError { name, reason: "given twice" }),
+    }
+}
+
+impl Upgrade {
+    /// Takes the socket over, after the connection has ended as HTTP. What goes wrong is counted as abandoned.
+    pub(super) async fn finish(self, server: &Server) {
+        let Self { attempt, permit, socket, kinds, ids, visitor } = self;
+        // Resolved already: hyper has handed the connection over, or it has broken.
+        let Ok(socket) = socket.await else { return };
+        let Ok(parts) = socket.into_inner().into_inner().downcast::<Linger>() else {
+            // The only connections that exist are ours.
+            tracing::error!("upgraded connection is of an unknown kind");
+            return;
+        };
+        let public = &server.public;
+        attempt.settle(Handshake::Accepted);
+        let socket = NewSocket {
+            stream: parts.io.into_inner(),
+            leftover: parts.read_buf,
+            kinds,
+            ids,
+            visitor,
+            permit: Some(Box::new(permit)),
+        };
+        public.hub.open(socket, &public.tasks);
+        public.presence.arrived(visitor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::message::MessageKind;
+
+    use super::*;
+    use crate::config::AllowedOrigins;
+
+    #[track_caller]
+    fn refused(query: &str, line: &str) {
+        assert_eq!(parse_query(query).map_err(|error| error.to_string()), Err(line.to_owned()), "{query}");
+    }
+
+    #[test]
+    fn the_opt_ins() {
+        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, visitor: None };
+        for query in ["", "&&", "utm_source=x&utm_source=y", "type=new_event", "TYPES=nonsense"] {
+            assert_eq!(parse_query(query), Ok(plain.clone()), "{query}");
+        }
+        let wanted = parse_query("types=new_event%2Ctheme_stats&x=1&ids=1&visitor=%C3%A4+b").expect("fits");
+        assert_eq!(wanted.ids, Ids::With);
+        assert_eq!(wanted.visitor.as_ref().map(VisitorId::as_str), Some("ä b"));
+        let chosen = [MessageKind::NewEvent, MessageKind::LetterGenerated].map(|kind| wanted.kinds.contains(kind));
+        assert_eq!(chosen, [true, false]);
+        assert!(parse_query(&format!("visitor={}", "v".repeat(64))).is_ok());
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let types = "types: choose from realtime_update, new_event, theme_stats, letter_generated";
+        refused("types=", types);
+        refused("types=new_event,", types);
+        refused("types=nonsense", types);
+        refused("types=ping&types=ping", "types: given twice");
+        refused("ids=", "ids: not 1");
+        refused("ids=0", "ids: not 1");
+        refused("ids=1&ids=1", "ids: given twice");
+        refused("visitor=", "visitor: not 1 to 64 bytes");
+        refused("visitor", "visitor: not 1 to 64 bytes");
+        refused(&format!("visitor={}", "v".repeat(65)), "visitor: not 1 to 64 bytes");
+        refused("visitor=%ff", "visitor: not UTF-8");
+        refused("visitor=a&visitor=a", "visitor: given twice");
+    }
+
+    fn request(change: impl FnOnce(&mut Request<()>)) -> Request<()> {
+        let mut request = Request::builder()
+            .uri("/ws/analytics")
+            .header(HOST, "gateway:5000")
+            .header(CONNECTION, "keep-alive, Upgrade")
+            .header(UPGRADE, "h2c")
+            .header(UPGRADE, "WebSocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+            .body(())
+            .expect("well-formed");
+        change(&mut request);
+        request
+    }
+
+    #[test]
+    fn the_request_is_judged_in_order() {
+        let origins = Origins::new(&AllowedOrigins::Only(["http://localhost:3000".to_owned()].into()));
+        let check = |change: fn(&mut Request<()>)| super::check(&request(change), &origins).map(|_| ());
+        assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|r| *r.method_mut() = Method::POST), Err(Refusal::Method));
+        assert_eq!(check(|r| *r.method_mut() = Method::HEAD), Err(Refusal::Method));
+        assert_eq!(check(|r| *r.version_mut() = Version::HTTP_10), Err(Refusal::HttpVersion));
+        assert_eq!(check(|r| drop(r.headers_mut().remove(HOST))), Err(Refusal::Host));
+        assert_eq!(check(|r| put(r, HOST, "")), Err(Refusal::Host));
+        assert_eq!(check(|r| add(r, HOST, "gateway:5000")), Err(Refusal::Host));
+        assert_eq!(check(|r| put(r, CONTENT_LENGTH, "0")), Ok(()));
+        assert_eq!(check(|r| put(r, CONTENT_LENGTH, "5")), Err(Refusal::Body));
+        assert_eq!(check(|r| put(r, TRANSFER_ENCODING, "chunked")), Err(Refusal::Body));
+        assert_eq!(check(|r| drop(r.headers_mut().remove(UPGRADE))), Err(Refusal::NoUpgrade));
+        assert_eq!(check(|r| put(r, CONNECTION, "keep-alive")), Err(Refusal::NoUpgrade));
+        assert_eq!(check(|r| put(r, UPGRADE, "websockets")), Err(Refusal::NoUpgrade));
+        assert_eq!(check(|r| put(r, SEC_WEBSOCKET_VERSION, "8")), Err(Refusal::WebSocketVersion));
+        assert_eq!(check(|r| add(r, SEC_WEBSOCKET_VERSION, "13")), Err(Refusal::WebSocketVersion));
+        assert_eq!(check(|r| drop(r.headers_mut().remove(SEC_WEBSOCKET_KEY))), Err(Refusal::Key));
+        assert_eq!(check(|r| put(r, SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ")), Err(Refusal::Key));
+        assert_eq!(check(|r| put(r, SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25j!Q==")), Err(Refusal::Key));
+        assert_eq!(check(|r| put(r, ::http::header::ORIGIN, "http://localhost:3000")), Ok(()));
+        assert_eq!(check(|r| put(r, ::http::header::ORIGIN, "https://evil.example")), Err(Refusal::Origin));
+    }
+
+    fn put(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
+        request.headers_mut().insert(name, ::http::HeaderValue::from_static(value));
+    }
+
+    fn add(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
+        request.headers_mut().append(name, ::http::HeaderValue::from_static(value));
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_the_parser_panic(query in "(types|ids|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
+            if let Ok(wanted) = parse_query(&query) {
+                prop_assert!(wanted.visitor.is_none_or(|visitor| (1..=64).contains(&visitor.as_str().len())));
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The broadcaster: one thread that writes every message to every socket.
+//!
+//! It is a thread and not a task because a pass over 10,000 sockets is tens of milliseconds of system calls, which
+//! would starve whatever shares a worker with it.
+//!
+//! Its cost is nearly all kernel, and nearly all per write. So messages that queue up while a pass is running go out
+//! together in the next one, as ONE write per socket: the more there is to do, the cheaper each message gets, without
+//! any timer that would delay a lone one. Each form that sockets asked for (which kinds, with or without ids) is
+//! encoded once per pass, when the first socket of that form comes along.
+//!
+//! Invariants:
+//! - Inv. ORDER: one thread, one queue: every socket gets messages in the queue's order. What a pass brings is said
+//!   ([`super::core::Core::begin_pass`]) before the sockets are looked up.
+//! - Inv. BOUND: the queue is bounded in messages, a pass in messages and bytes; a full queue makes the sender wait.
+//! - Inv. ISOLATION: a socket that takes nothing costs a pass no more than one that does.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::ids::EventId;
+use shared::message::{MessageKind, MessageKinds, with_id};
+use tokio::sync::mpsc;
+
+use super::conn::Conn;
+use super::outbox::Content;
+use super::parcel::Parcel;
+use super::{Hub, Ids, State};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Direction;
+use crate::supervise::{self, Panicked};
+use crate::vitals::Loop;
+
+/// Messages that wait for the broadcaster. The relay, which fills it, waits when it is full.
+pub const QUEUE_MAX: usize = 1024;
+/// Messages of one pass.
+const PASS_MESSAGES_MAX: usize = 256;
+/// Bytes of one pass: no more than a healthy reader's kernel buffer takes in one write.
+const PASS_BYTES_MAX: usize = 16 * 1024;
+/// The broadcaster comes round this often when there is nothing to send.
+const IDLE: Duration = Duration::from_secs(2);
+
+const _: () = assert!(IDLE.as_secs() < crate::vitals::STALLED_AFTER.as_secs());
+
+/// A message for all sockets.
+#[derive(Debug, Clone)]
+pub struct Broadcast {
+    /// Which kind; sockets may have chosen.
+    pub kind: MessageKind,
+    /// The message as clients without ids get it.
+    pub text: String,
+    /// Its id, for clients with ids.
+    pub id: Option<EventId>,
+    /// The state that it brings: `Some` for a `realtime_update`.
+    pub state: Option<State>,
+}
+
+/// The broadcaster has ended, and with it the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the broadcaster has ended")]
+pub struct Ended;
+
+/// Gives messages to the broadcaster; clones share one queue.
+#[derive(Debug, Clone)]
+pub struct BroadcastSender(mpsc::Sender<Broadcast>);
+
+impl BroadcastSender {
+    /// Queues a message; waits while the queue is full. Cancel safe: a dropped call has queued nothing.
+    ///
+    /// # Errors
+    /// [`Ended`] when nobody will ever send it.
+    pub async fn send(&self, message: Broadcast) -> Result<(), Ended> {
+        self.0.send(message).await.map_err(|_| Ended)
+    }
+}
+
+/// The broadcaster's end of the queue, for [`run`].
+#[derive(Debug)]
+pub struct BroadcastReceiver(mpsc::Receiver<Broadcast>);
+
+#[cfg(test)]
+impl BroadcastReceiver {
+    /// The next message, in the place of [`run`]: for tests of those who send.
+    pub(crate) async fn next(&mut self) -> Option<Broadcast> {
+        self.0.recv().await
+    }
+}
+
+/// The queue of messages to send.
+#[must_use]
+pub fn channel() -> (BroadcastSender, BroadcastReceiver) {
+    let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+    (BroadcastSender(sender), BroadcastReceiver(receiver))
+}
+
+/// Sends what comes until the process stops or all senders are gone.
+///
+/// # Errors
+/// [`Panicked`]: then nothing is delivered any more; the process must end.
+pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycle) -> Result<(), Panicked> {
+    let runtime = tokio::runtime::Handle::current();
+    let mut queue = receiver.0;
+    supervise::thread("broadcaster", move || {
+        let mut sockets = Vec::new();
+        let mut batch = Batch::default();
+        loop {
+            hub.vitals.moved(Loop::Broadcaster);
+            match runtime.block_on(wait(&mut queue, &lifecycle)) {
+                Woken::Message(first) => batch.fill(first, &mut queue),
+                Woken::Idle => continue,
+                Woken::Stop => return,
+            }
+            pass(&hub, &batch.messages, &mut sockets);
+            batch.clear();
+        }
+    })
+    .await
+}
+
+enum Woken {
+    Message(Broadcast),
+    Idle,
+    Stop,
+}
+
+/// Waits for a message, the end, or long enough to show that the loop lives. Stopping comes first: a queue that
+/// never runs dry must not hold it up.
+async fn wait(queue: &mut mpsc::Receiver<Broadcast>, lifecycle: &Lifecycle) -> Woken {
+    tokio::select! {
+        biased;
+        () = lifecycle.reached(Phase::Stopped) => Woken::Stop,
+        message = queue.recv() => message.map_or(Woken::Stop, Woken::Message),
+        () = tokio::time::sleep(IDLE) => Woken::Idle,
+    }
+}
+
+/// The messages of one pass.
+#[derive(Debug, Default)]
+struct Batch {
+    messages: Vec<Broadcast>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Takes `first` and what waits behind it, as far as one pass goes.
+    fn fill(&mut self, first: Broadcast, queue: &mut mpsc::Receiver<Broadcast>) {
+        self.push(first);
+        while self.messages.len() < PASS_MESSAGES_MAX && self.bytes < PASS_BYTES_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            self.push(next);
+        }
+    }
+
+    fn push(&mut self, message: Broadcast) {
+        self.bytes += message.text.len();
+        self.messages.push(message);
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.bytes = 0;
+    }
+}
+
+/// Writes `messages` to all sockets. `sockets` is empty before and after; it is kept for its memory.
+pub(super) fn pass(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn>>) {
+    let core = &hub.core;
+    let state = messages.iter().rev().find_map(|message| message.state);
+    let last_id = messages.iter().rev().find_map(|message| message.id);
+    let (number, id_before) = core.begin_pass(state, last_id);
+    hub.snapshot(sockets);
+    let mut forms = Forms { messages, made: Vec::new() };
+    let mut sent = 0;
+    for conn in sockets.drain(..) {
+        let parcel = forms.of(conn.wants());
+        if parcel.marks.is_empty() {
+            continue;
+        }
+        sent += conn.send_pass(core, number, parcel, id_before);
+        if core.is_overloaded() {
+            hub.shed();
+        }
+    }
+    core.metrics.messages.add(Direction::Sent, sent);
+    core.metrics.passes.inc();
+}
+
+/// The forms in which sockets want the messages of a pass; each is made when it is first asked for. There are few: the
+/// sets of four kinds, with and without ids.
+struct Forms<'a> {
+    messages: &'a [Broadcast],
+    made: Vec<((MessageKinds, Ids), Parcel)>,
+}
+
+impl Forms<'_> {
+    fn of(&mut self, form: (MessageKinds, Ids)) -> &Parcel {
+        let index = match self.made.iter().position(|(made, _)| *made == form) {
+            Some(index) => index,
+            None => {
+                self.made.push((form, self.encode(form)));
+                self.made.len() - 1
+            }
+        };
+        &self.made[index].1
+    }
+
+    fn encode(&self, (kinds, ids): (MessageKinds, Ids)) -> Parcel {
+        // Inv. WIRE: clients without ids do not know gaps.
+        let known = |kind| kinds.contains(kind) && (kind != MessageKind::Gap || ids == Ids::With);
+        let wanted = self.messages.iter().filter(|message| known(message.kind));
+        Parcel::of_texts(wanted.map(|message| {
+            let text = match (ids, message.id) {
+                (Ids::With, Some(id)) => Cow::Owned(with_id(&message.text, id)),
+                _ => Cow::Borrowed(message.text.as_str()),
+            };
+            let content = match message.kind {
+                MessageKind::RealtimeUpdate => Content::State(message.id),
+                _ => Content::Event(message.id),
+            };
+            (text, content)
+        }))
+    }
+}

@@ -1,0 +1,391 @@
+//! The one task that reads the stream and hands its messages to the hub, in order.
+//!
+//! Everything that clients see after their `init` comes this way, so what goes wrong here goes wrong for all of them,
+//! and the worst is silence: a reader that waits at a place which the stream will never pass looks like a quiet site.
+//! The relay therefore trusts nothing but what comes back through the stream itself:
+//!
+//! - [`cursor`] checks after every failure, pause or silence, and when the data set is another one, that its place
+//!   still exists, and announces what is missing (Inv. GAP);
+//! - [`freshness`] tells clients when snapshots stay away, instead of showing the last number for ever;
+//! - [`decode`] lets nothing through but public messages (Inv. ANON), and each slot's snapshot once (Inv. SLOT).
+//!
+//! A failed read is tried again after a jittered wait of at most a second, for ever; sockets are not touched. When the
+//! broadcaster's queue is full the relay waits: the stream is the buffer (Inv. BOUND). When it catches up, only the
+//! newest snapshot of a batch is shown, and an old one is flagged.
+//!
+//! A read is not cancel safe (an answer that nobody waits for is still on its connection), so whatever else is to be
+//! done meanwhile is done beside it ([`Relay::attend`]), and a doubt that arises is looked into when it has ended.
+//!
+//! What cannot be shown is counted by reason and mentioned in the log once in a while, as a number.
+
+pub mod cursor;
+pub mod decode;
+pub mod freshness;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::backoff::Backoff;
+use shared::event::VisitorId;
+use shared::message::{Freshness, MessageKind, PublicMessage, Snapshot, encode_gap, encode_update};
+use tokio::sync::watch;
+
+use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
+use self::decode::{SlotGate, decode};
+use self::freshness::{Turn, Watch};
+use crate::backplane::{Backplane, Entry, Lease, Result, STREAM_ENTRIES_MAX};
+use crate::clock::{Clock, Mono};
+use crate::cluster_time::ClusterTime;
+use crate::hub::broadcast::{Broadcast, BroadcastSender};
+use crate::hub::{Hub, State};
+use crate::identity::VisitorDigest;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::{Metrics, Relayed};
+use crate::presence::Presence;
+use crate::vitals::{Loop, Vitals};
+
+/// Entries of one read.
+const READ_MAX: usize = 512;
+/// How long a read waits for the first entry.
+const READ_BLOCK: Duration = Duration::from_secs(2);
+const BACKOFF_BASE: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Entries that could not be shown are mentioned in the log at most this often.
+const MENTION_EVERY: Duration = Duration::from_secs(60);
+
+/// What the relay stands on.
+#[derive(Debug)]
+pub struct RelayParts {
+    /// Where the stream is.
+    pub backplane: Arc<dyn Backplane>,
+    /// Where messages go.
+    pub broadcast: BroadcastSender,
+    /// Gets the first state.
+    pub hub: Arc<Hub>,
+    /// Learns of producers' own visitors, on the ticker's node.
+    pub presence: Arc<Presence>,
+    /// Length of a slot.
+    pub tick_interval: Duration,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where the relay shows that it lives.
+    pub vitals: Arc<Vitals>,
+    /// The node's clock.
+    pub clock: Clock,
+    /// The backplane's, as far as it is known.
+    pub time: Arc<ClusterTime>,
+    /// Whether this node is the ticker.
+    pub is_ticker: watch::Receiver<Option<Lease>>,
+    /// Changes when the backplane's data set is another one.
+    pub data_set: watch::Receiver<u64>,
+    /// A fault planted by a test; ignored in release builds.
+    pub panic_on: Option<PanicOn>,
+}
+
+/// Where a test wants a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PanicOn {
+    /// When the first snapshot is read.
+    FirstSnapshot,
+}
+
+/// Reads the stream. See the module's documentation.
+#[derive(Debug)]
+pub struct Relay {
+    parts: RelayParts,
+    cursor: Cursor,
+    gate: SlotGate,
+    watch: Watch,
+    /// The last snapshot that is known.
+    last: Option<State>,
+    /// The hub has a state to greet sockets with.
+    primed: watch::Sender<bool>,
+    /// The place in the stream must be checked before it is read.
+    in_doubt: bool,
+    backoff: Backoff,
+    unmentioned: u64,
+    mentioned_at: Option<Mono>,
+}
+
+impl Relay {
+    /// A relay that has read nothing.
+    #[must_use]
+    pub fn new(parts: RelayParts) -> Self {
+        let watch = Watch::new(parts.tick_interval, parts.clock.now());
+        Self {
+            cursor: Cursor::default(),
+            gate: SlotGate::new(parts.tick_interval),
+            watch,
+            last: None,
+            primed: watch::Sender::new(false),
+            in_doubt: false,
+            backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
+            unmentioned: 0,
+            mentioned_at: None,
+            parts,
+        }
+    }
+
+    /// Becomes true when the hub has a state to greet sockets with.
+    #[must_use]
+    pub fn first_snapshot(&self) -> watch::Receiver<bool> {
+        self.primed.subscribe()
+    }
+
+    /// Reads and hands on until the process stops. Essential: without it the node is mute.
+    pub async fn run(mut self, lifecycle: Lifecycle) {
+        tokio::select! {
+            biased;
+            () = lifecycle.reached(Phase::Stopped) => {}
+            () = self.relay() => {}
+        }
+    }
+
+    async fn relay(&mut self) {
+        while let Err(error) = self.start().await {
+            self.wait_after(&error).await;
+        }
+        loop {
+            if self.parts.data_set.has_changed().unwrap_or(false) {
+                self.parts.data_set.mark_unchanged();
+                self.in_doubt = true;
+            }
+            let step = if self.in_doubt { self.check_place().await } else { self.read().await };
+            match step {
+                Ok(()) => self.backoff.reset(),
+                Err(error) => {
+                    // Whatever answers next may be another server, with another past.
+                    self.in_doubt = true;
+                    self.wait_after(&error).await;
+                }
+            }
+        }
+    }
+
+    /// Takes the place at the end of the stream, and greets with the last snapshot if that is still the truth. If it
+    /// is not, the first tick has two intervals and a second to come; then the old one is shown, flagged.
+    async fn start(&mut self) -> Result<()> {
+        let backplane = Arc::clone(&self.parts.backplane);
+        let entries = self.attend(backplane.newest(REMEMBERED_MAX)).await?;
+        let marks: Vec<_> = entries.iter().map(|entry| (entry.event_id(), entry.tick)).collect();
+        self.cursor = Cursor::at_end_of(&marks);
+        let snapshots = entries.iter().filter(|entry| decode(entry).is_ok());
+        let newest = snapshots.filter_map(|entry| entry.tick.map(|tick| (tick, entry.event_id()))).next_back();
+        if let Some((tick, _)) = newest {
+            self.gate.admit(tick);
+        }
+        let Some(snapshot) = self.attend(backplane.snapshot()).await? else { return Ok(()) };
+        if self.parts.time.now().is_none() {
+            // Nobody has asked yet. Whoever greets with a number must know how old it is.
+            let now = self.attend(backplane.salts(&[])).await?.now;
+            self.parts.time.learned(now);
+        }
+        let freshness = self.judge(snapshot);
+        let state = State { snapshot, freshness, id: newest.map(|(_, id)| id) };
+        self.last = Some(state);
+        if freshness == Freshness::Fresh {
+            self.prime(state);
+        }
+        Ok(())
+    }
+
+    /// Reads the next entries and hands them on.
+    async fn read(&mut self) -> Result<()> {
+        let begun = self.parts.clock.now();
+        let backplane = Arc::clone(&self.parts.backplane);
+        let entries = self.attend(backplane.read_from(self.cursor.position(), READ_MAX, READ_BLOCK)).await?;
+        let slept = self.parts.clock.now().saturating_sub(begun) > READ_BLOCK + self.parts.tick_interval;
+        if slept || self.in_doubt {
+            // Read from a place that may not exist any more; it is read again once that is known.
+            self.in_doubt = true;
+            return Ok(());
+        }
+        self.take(&entries).await;
+        Ok(())
+    }
+
+    /// Checks that the entry at the cursor is still there, and finds another place if it is not.
+    // Inv. GAP
+    async fn check_place(&mut self) -> Result<()> {
+        let backplane = Arc::clone(&self.parts.backplane);
+        if let Some(anchor) = self.cursor.anchor() {
+            let there = self.attend(backplane.entry(anchor.stream)).await?;
+            if there.is_none_or(|entry| entry.event_id() != anchor) {
+                let entries = self.attend(backplane.newest(STREAM_ENTRIES_MAX)).await?;
+                let stream: Vec<_> = entries.iter().map(Entry::event_id).collect();
+                let gap = self.cursor.reanchor(&stream);
+                tracing::warn!(position = %self.cursor.position(), "the stream has lost entries; reading on");
+                self.announce(gap).await;
+            }
+        }
+        self.in_doubt = false;
+        Ok(())
+    }
+
+    /// Hands entries on, in their order.
+    // Inv. ORDER: one task takes one batch after the other, and each send waits for room.
+    async fn take(&mut self, entries: &[Entry]) {
+        let messages: Vec<_> = entries.iter().map(decode).collect();
+        // Of several snapshots only the newest is news. What is older than that was true once.
+        let newest = messages.iter().rposition(|message| matches!(message, Ok(PublicMessage::RealtimeUpdate(_))));
+        let more_follows = entries.len() == READ_MAX;
+        let is_ticker = self.parts.is_ticker.borrow().is_some();
+        for (index, (entry, message)) in entries.iter().zip(messages).enumerate() {
+            let (verdict, gap) = self.cursor.accept(entry.event_id(), entry.tick);
+            if let Some(gap) = gap {
+                self.announce(gap).await;
+            }
+            let outcome = match (verdict, message) {
+                (Verdict::Duplicate, _) => Relayed::Duplicate,
+                (_, Err(reason)) => reason,
+                (_, Ok(PublicMessage::RealtimeUpdate(_))) if newest != Some(index) => Relayed::Duplicate,
+                (_, Ok(PublicMessage::RealtimeUpdate(snapshot))) => self.show(entry, snapshot, more_follows).await,
+                (_, Ok(message)) => {
+                    self.send(message.kind(), message.encode(), Some(entry)).await;
+                    Relayed::Delivered
+                }
+            };
+            self.count(outcome);
+            if is_ticker && outcome == Relayed::Delivered {
+                self.touch(entry);
+            }
+        }
+        self.mention();
+    }
+
+    /// Shows a snapshot, flagged if it is old.
+    async fn show(&mut self, entry: &Entry, snapshot: Snapshot, more_follows: bool) -> Relayed {
+        if cfg!(debug_assertions) && self.parts.panic_on == Some(PanicOn::FirstSnapshot) {
+            panic!("planted by a test");
+        }
+        // Inv. SLOT
+        if !entry.tick.is_some_and(|mark| self.gate.admit(mark)) {
+            return Relayed::Duplicate;
+        }
+        let freshness = self.judge(snapshot);
+        let state = State { snapshot, freshness, id: Some(entry.event_id()) };
+        self.last = Some(state);
+        if freshness == Freshness::Stale && more_follows {
+            return Relayed::Duplicate;
+        }
+        self.prime(state);
+        self.send_state(state, Some(entry)).await;
+        Relayed::Delivered
+    }
+
+    /// Whether a snapshot is the present truth. One that is ends the time of staleness.
+    fn judge(&mut self, snapshot: Snapshot) -> Freshness {
+        let counted_ms = snapshot.timestamp.unix_seconds().saturating_mul(1000);
+        // Before the backplane's time is known, what is read just now counts as new.
+        let age_ms = self.parts.time.now().map_or(0, |now| now.saturating_sub(counted_ms));
+        let was_stale = self.watch.is_stale();
+        let freshness = self.watch.came(Duration::from_millis(age_ms), self.parts.clock.now());
+        if was_stale && freshness == Freshness::Fresh {
+            self.parts.metrics.stale.set(0);
+            tracing::info!("snapshots come again");
+        }
+        freshness
+    }
+
+    /// Runs `work` to its end; meanwhile says when snapshots stay away, and shows that the relay lives.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            self.parts.vitals.moved(Loop::Relay);
+            let due = self.watch.due().saturating_sub(self.parts.clock.now());
+            // Biased: what was read comes before what is missed. The work is pinned and polled again, never dropped.
+            tokio::select! {
+                biased;
+                result = &mut work => {
+                    self.parts.vitals.moved(Loop::Relay);
+                    return result;
+                }
+                () = tokio::time::sleep(due) => self.miss().await,
+            }
+        }
+    }
+
+    /// No snapshot has come for too long.
+    async fn miss(&mut self) {
+        let Some(turn) = self.watch.poll(self.parts.clock.now()) else { return };
+        // Silence is a reason to doubt the place, and to take whatever snapshot comes.
+        self.in_doubt = true;
+        self.gate.forget();
+        if turn == Turn::Stale {
+            self.parts.metrics.stale.set(1);
+            tracing::warn!("no snapshot for two intervals; the number is shown as stale");
+        }
+        if let Some(last) = self.last {
+            let state = State { freshness: Freshness::Stale, ..last };
+            self.prime(state);
+            self.send_state(state, None).await;
+        }
+    }
+
+    async fn wait_after(&mut self, error: &crate::backplane::BackplaneError) {
+        let wait = self.backoff.next_delay(&mut rand::rng());
+        tracing::debug!(%error, wait_ms = wait.as_millis(), "the stream cannot be read");
+        self.attend(tokio::time::sleep(wait)).await;
+    }
+
+    /// Gives the hub its first state.
+    fn prime(&self, state: State) {
+        if !*self.primed.borrow() {
+            self.parts.hub.prime(state);
+            self.primed.send_replace(true);
+        }
+    }
+
+    async fn send_state(&self, state: State, entry: Option<&Entry>) {
+        let text = encode_update(state.snapshot, state.freshness);
+        let id = entry.map(Entry::event_id);
+        self.broadcast(Broadcast { kind: MessageKind::RealtimeUpdate, text, id, state: Some(state) }).await;
+    }
+
+    async fn send(&self, kind: MessageKind, text: String, entry: Option<&Entry>) {
+        self.broadcast(Broadcast { kind, text, id: entry.map(Entry::event_id), state: None }).await;
+    }
+
+    /// Tells clients with ids what they will not get.
+    // Inv. GAP
+    async fn announce(&self, gap: Gap) {
+        self.parts.metrics.gaps.add(gap.entries);
+        self.send(MessageKind::Gap, encode_gap(gap.from, gap.to), None).await;
+    }
+
+    async fn broadcast(&self, message: Broadcast) {
+        // It ends only with the process; then nobody is left to be told.
+        let _ = self.parts.broadcast.send(message).await;
+    }
+
+    /// A producer's own visitor is marked as seen by the ticker's node alone: the others read the same entry.
+    fn touch(&self, entry: &Entry) {
+        // Inv. PRIVATE: a digest from here on.
+        let named = entry.visitor.as_deref().and_then(|visitor| VisitorId::parse("visitor", visitor).ok());
+        if let Some(visitor) = named {
+            self.parts.presence.arrived(VisitorDigest::of_id(&visitor));
+        }
+    }
+
+    fn count(&mut self, outcome: Relayed) {
+        self.parts.metrics.relayed.inc(outcome);
+        if !matches!(outcome, Relayed::Delivered | Relayed::Duplicate) {
+            self.unmentioned += 1;
+        }
+    }
+
+    /// Mentions entries that could not be shown, as a number and rarely: whoever writes garbage must not fill disks.
+    fn mention(&mut self) {
+        let now = self.parts.clock.now();
+        let quiet = self.mentioned_at.is_some_and(|at| now < at + MENTION_EVERY);
+        if self.unmentioned > 0 && !quiet {
+            tracing::warn!(entries = self.unmentioned, "stream entries that are no public messages were skipped");
+            self.unmentioned = 0;
+            self.mentioned_at = Some(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
