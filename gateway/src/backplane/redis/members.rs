@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::ids::NodeId;
 
+use super::connection::OTHER_SCHEMA;
 use super::reply::{ODD_REPLY, hex};
 use super::{RedisBackplane, millis, number, text};
 use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
@@ -27,7 +28,7 @@ impl RedisBackplane {
             "member" => Standing::Member,
             "gone" => Standing::Gone,
             "incompatible" => {
-                return Err(BackplaneError::Incompatible("the data there are of another version of the contract"));
+                return Err(BackplaneError::Incompatible(OTHER_SCHEMA));
             }
             _ => return Err(ODD_REPLY),
         };

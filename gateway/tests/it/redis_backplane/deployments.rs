@@ -72,6 +72,23 @@ async fn an_old_redis_is_refused_with_the_reason_and_never_used() {
 }
 
 #[tokio::test]
+async fn data_of_another_contract_are_not_touched_until_they_fit() {
+    let redis = RedisServer::start();
+    let mut resp = Resp::to(&redis).await;
+    resp.call(&["SET", "{analytics}:schema", "99"]).await;
+    let (backplane, metrics) = connect(&redis.url());
+    let refused = bounded(backplane.publish(&page(node(1), 1))).await;
+    assert!(matches!(refused, Err(BackplaneError::Incompatible(reason)) if reason.contains("schema")), "{refused:?}");
+    assert!(bounded(backplane.legacy()).await.is_err());
+    assert_eq!(resp.call(&["DBSIZE"]).await.number(), 1);
+    assert_eq!(metrics.backplane_up.value(), 0);
+    resp.call(&["SET", "{analytics}:schema", "1"]).await;
+    back(&backplane).await;
+    bounded(backplane.publish(&page(node(1), 1))).await.expect("done");
+    assert_eq!(metrics.backplane_up.value(), 1);
+}
+
+#[tokio::test]
 async fn a_password_opens_and_a_wrong_one_does_not() {
     let redis = RedisServer::with(Options { password: Some("sesame"), ..Options::default() });
     let (backplane, _) = connect(&redis.url());
