@@ -244,11 +244,12 @@ impl App {
             data_set: cluster.data_set(),
             panic_on: (config.test_panic == Some(TestPanic::Relay)).then_some(relay::PanicOn::FirstSnapshot),
         });
+        let members = cluster.report();
         let start = Start {
             backplane: Arc::clone(&backplane),
             admission: Arc::clone(&admission),
             presence: Arc::clone(&presence),
-            members: cluster.report(),
+            members: members.clone(),
             first_snapshot: relay.first_snapshot(),
         };
         let health = Arc::new(Health {
@@ -268,7 +269,6 @@ impl App {
             lifecycle: lifecycle.clone(),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
-            clock,
         });
         let inside = Arc::new(Internal {
             page,
@@ -292,13 +292,14 @@ impl App {
         essential.start("publisher", until_stopped(publishing.run(lifecycle.clone()), lifecycle.clone()));
         essential.start("presence", presence.run(Arc::clone(&hub), lifecycle.clone()));
         essential.start("beat", cluster.run(lifecycle.clone()));
-        essential.start("ticker", until_stopped(ticker.run(lifecycle.clone()), lifecycle.clone()));
-        essential.start("housekeeper", keep_house(admission, lifecycle.clone()));
+        let ticking = once_member(members, ticker.run(lifecycle.clone()), lifecycle.clone());
+        essential.start("ticker", until_stopped(ticking, lifecycle.clone()));
+        essential.start("housekeeper", keep_house(Arc::clone(&admission), lifecycle.clone()));
         essential.start("start", until_stopped(start.run(lifecycle.clone()), lifecycle.clone()));
         essential.start("listener", until_stopped(http::serve_public(public, outside), lifecycle.clone()));
         essential.start("internal listener", http::serve_internal(internal, inside));
 
-        let drain = drain::run(drain_settings(&config), &hub, &lifecycle);
+        let drain = drain::run(drain_settings(&config), &hub, &admission, &lifecycle);
         let ending = live(&mut essential, &mut stop, drain).await;
         lifecycle.advance(Phase::Stopped);
         if ending == Ending::Drained {
@@ -381,6 +382,18 @@ async fn finish(mut essential: Essential, tasks: &TaskTracker, connected: &Conne
 async fn until_stopped(body: impl Future<Output = ()>, lifecycle: Lifecycle) {
     body.await;
     lifecycle.reached(Phase::Stopped).await;
+}
+
+/// Runs `body` from when this node has become a member: one that the data there does not fit, because they are of
+/// another version of the contract, must not tick either.
+async fn once_member(mut members: watch::Receiver<cluster::Report>, body: impl Future<Output = ()>, life: Lifecycle) {
+    // The value that is found must not be held while `body` runs.
+    let entered = async { members.wait_for(|report| report.is_member).await.is_ok() };
+    tokio::select! {
+        biased;
+        () = life.reached(Phase::Stopped) => {}
+        true = entered => body.await,
+    }
 }
 
 /// Lets the rate limiters forget who has not come back.

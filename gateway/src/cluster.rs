@@ -28,7 +28,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::membership::{Membership, News};
 use crate::admission::Admission;
-use crate::backplane::{AddressHash, Backplane, Result};
+use crate::backplane::{AddressHash, Backplane, BackplaneError, Result};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
 use crate::hub::Hub;
@@ -138,6 +138,7 @@ impl Cluster {
 
     async fn beat(&self) {
         let mut membership = Membership::default();
+        let mut told = None;
         let mut beats = interval(BEAT_EVERY);
         // A beat that took long is followed by one after a whole period, not by a burst.
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -150,17 +151,24 @@ impl Cluster {
                 _ = beats.tick() => {}
             }
             // Out, or in another data set, is followed by entering at once.
-            while self.beat_once(&mut membership).await == Some(News::Out) {}
+            while self.beat_once(&mut membership, &mut told).await == Some(News::Out) {}
         }
     }
 
     /// None when there was no answer.
-    async fn beat_once(&self, membership: &mut Membership) -> Option<News> {
+    async fn beat_once(&self, membership: &mut Membership, told: &mut Option<BackplaneError>) -> Option<News> {
         let parts = &self.parts;
         parts.vitals.moved(Loop::Beat);
         // The lease counts from when the backplane gets the beat, which is after this. The call's own bound keeps it
         // shorter than the lease.
-        let reply = parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await.ok()?;
+        let reply = match parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tell_once(told, error);
+                return None;
+            }
+        };
+        *told = None;
         parts.time.learned(reply.now);
         parts.admission.backplane_answered();
         let news = membership.heard(&reply);
@@ -272,6 +280,16 @@ impl Cluster {
             tokio::time::sleep(REWRITE_EVERY).await;
             self.parts.admission.mark_all_dirty();
         }
+    }
+}
+
+/// Logs why this node is kept out of the cluster, where only an operator can help. That the backplane is away is told
+/// by whoever holds the connection.
+fn tell_once(told: &mut Option<BackplaneError>, error: BackplaneError) {
+    let for_an_operator = matches!(error, BackplaneError::Corrupt(_) | BackplaneError::Incompatible(_));
+    if for_an_operator && told.as_ref() != Some(&error) {
+        tracing::warn!(%error, "cannot be a member of the cluster");
+        *told = Some(error);
     }
 }
 

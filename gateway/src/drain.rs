@@ -12,6 +12,10 @@
 //! │ lease given│ evenly spread          │ process                 │
 //! ```
 //!
+//! A client that is sent away may come back at once, on another node; its address must not be at its cap then because of
+//! the socket that it has just lost. So the places of those who are next are given back, and the cluster has been told,
+//! before their close frames are sent (Inv. CAP). A backplane that does not answer delays that by little.
+//!
 //! It ends early: as soon as no socket is left after the delay. The window is hard. A fleet-wide reconnect budget
 //! that it exceeds is told, not obeyed: an orchestrator kills whoever takes longer than it announced.
 
@@ -19,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use shared::ids::ConnId;
 
+use crate::admission::Admission;
 use crate::hub::Hub;
 use crate::lifecycle::{Lifecycle, Phase};
 
@@ -27,6 +33,8 @@ use crate::lifecycle::{Lifecycle, Phase};
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3);
 /// How often the drain looks which closes are due.
 const STEP: Duration = Duration::from_millis(50);
+/// How long the closes that are due wait for the cluster to learn that their places are free.
+const TELL_MAX: Duration = Duration::from_millis(250);
 
 /// The drain's timeline.
 #[derive(Debug, Clone, Copy)]
@@ -69,12 +77,12 @@ impl DrainSettings {
 
 /// Runs the timeline; returns when no socket is left or its time is over. The phase is `Stopped` then.
 // Inv. DRAIN: each step only moves the phase forward.
-pub async fn run(settings: DrainSettings, hub: &Arc<Hub>, lifecycle: &Lifecycle) {
+pub async fn run(settings: DrainSettings, hub: &Arc<Hub>, admission: &Admission, lifecycle: &Lifecycle) {
     lifecycle.advance(Phase::Draining);
     tracing::info!(sockets = hub.len(), delay = ?settings.delay, window = ?settings.window, "draining");
     tokio::time::sleep(settings.delay).await;
     lifecycle.advance(Phase::Closing);
-    send_away(settings, hub).await;
+    send_away(settings, hub, admission).await;
     let left = tokio::time::timeout(settings.grace, async {
         while !hub.is_empty() {
             tokio::time::sleep(STEP).await;
@@ -86,7 +94,7 @@ pub async fn run(settings: DrainSettings, hub: &Arc<Hub>, lifecycle: &Lifecycle)
     lifecycle.advance(Phase::Stopped);
 }
 
-async fn send_away(settings: DrainSettings, hub: &Arc<Hub>) {
+async fn send_away(settings: DrainSettings, hub: &Hub, admission: &Admission) {
     let begin = tokio::time::Instant::now();
     let mut ids = Vec::with_capacity(hub.len());
     hub.for_each(|conn| ids.push(conn.id()));
@@ -96,14 +104,26 @@ async fn send_away(settings: DrainSettings, hub: &Arc<Hub>) {
     let mut closed = 0;
     while closed < ids.len() {
         let due = settings.due(ids.len(), begin.elapsed());
-        for id in &ids[closed..due] {
-            hub.close_draining(*id, retry_after_ms());
-        }
+        send_off(&ids[closed..due], hub, admission).await;
         closed = due;
         tokio::time::sleep(STEP).await;
     }
     // Those that were in the middle of their handshake when the listener closed.
-    hub.for_each(|conn| hub.close_draining(conn.id(), retry_after_ms()));
+    let mut stragglers = Vec::new();
+    hub.for_each(|conn| stragglers.push(conn.id()));
+    send_off(&stragglers, hub, admission).await;
+}
+
+/// Gives the places of these sockets back, and then closes them.
+// Inv. CAP: the cluster has been told before the client is.
+async fn send_off(ids: &[ConnId], hub: &Hub, admission: &Admission) {
+    if ids.is_empty() {
+        return;
+    }
+    ids.iter().for_each(|id| hub.give_place_back(*id));
+    // Without an answer in time the client may meet the cap for a moment; holding it back would break the window.
+    let _ = tokio::time::timeout(TELL_MAX, admission.settle()).await;
+    ids.iter().for_each(|id| hub.close_draining(*id, retry_after_ms()));
 }
 
 fn retry_after_ms() -> u64 {

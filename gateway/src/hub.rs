@@ -341,8 +341,16 @@ impl Hub {
         }
     }
 
-    /// Sends a socket away because the node is going down, with the time after which it shall come back. Its address
-    /// slot is free before its close frame is sent.
+    /// Gives the place of a socket's address back while the socket lives on: it is about to be sent away, and the
+    /// cluster shall know of the place first.
+    pub fn give_place_back(&self, id: ConnId) {
+        if let Some(conn) = self.find(id) {
+            conn.give_place_back();
+        }
+    }
+
+    /// Sends a socket away because the node is going down, with the time after which it shall come back. Its place is
+    /// given back first, if it was not.
     pub fn close_draining(&self, id: ConnId, retry_after_ms: u64) {
         if let Some(conn) = self.find(id) {
             conn.close_draining(&self.core, retry_after_ms);

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
         }
     };
     if args.check_config {
-        eprint!("{}", config.effective());
+        #[expect(clippy::print_stdout, reason = "it is what was asked for, and may be piped into a file")]
+        {
+            print!("{}", config.effective());
+        }
         return ExitCode::SUCCESS;
     }
     if let Some(address) = &args.healthcheck {

@@ -179,7 +179,7 @@ impl Presence {
                     let round_of = batch.last.then_some(self.node);
                     let done = self.touch(&batch.visitors, round_of).await;
                     if done.is_err() {
-                        agenda.put_back(batch, self.clock.now());
+                        agenda.round_wanted(self.clock.now());
                     }
                     done
                 }

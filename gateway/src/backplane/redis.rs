@@ -156,8 +156,7 @@ fn number(number: impl Into<u64>) -> Value {
 }
 
 /// A text as scripts take it.
-#[expect(clippy::needless_pass_by_value, reason = "most are small copies, and calls read like conversions")]
-fn text(text: impl ToString) -> Value {
+fn text(text: &(impl ToString + ?Sized)) -> Value {
     Value::from(text.to_string())
 }
 

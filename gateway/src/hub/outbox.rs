@@ -40,8 +40,8 @@ pub(super) enum Content {
     State(Option<EventId>),
     /// The JSON `ping`.
     Ping,
-    /// The JSON `gap`.
-    Gap,
+    /// A `gap` that this outbox made, and its `from`. A later one takes it in.
+    Gap(Option<EventId>),
     /// A WebSocket pong; only the latest needs to arrive (RFC 6455 section 5.5.3).
     Pong,
     /// A close frame; nothing follows it.
@@ -62,7 +62,7 @@ impl Content {
     pub(super) fn id(self) -> Option<EventId> {
         match self {
             Self::Event(id) | Self::State(id) => id,
-            Self::Ping | Self::Gap | Self::Pong | Self::Close => None,
+            Self::Ping | Self::Gap(_) | Self::Pong | Self::Close => None,
         }
     }
 }
@@ -168,6 +168,10 @@ impl Outbox {
     // Inv. BOUND: what is not discardable exists once per kind; everything else is measured here.
     pub(super) fn push(&mut self, bytes: Bytes, content: Content, limit: usize) -> Loss {
         let entry = Entry { bytes, content };
+        if content == Content::Close {
+            // Nothing follows a close frame, a resync neither.
+            self.missed = None;
+        }
         if !content.is_discardable() {
             self.push_singly(entry);
             return Loss::default();
@@ -189,29 +193,28 @@ impl Outbox {
     }
 
     /// Discards every message that may be discarded, and says how many events those were.
+    // Inv. GAP: what the reader has surely got lies before the first of what goes.
     pub(super) fn discard(&mut self) -> u64 {
+        // The half-written frame will arrive: then that is the last thing that the reader has.
+        let half = if self.front_is_half { self.queue.pop_front() } else { None };
+        let mut missed = Missed { from: half.as_ref().and_then(|half| half.content.id()).or(self.before), to: None };
         let mut events = 0;
-        let mut last = None;
-        let half = usize::from(self.front_is_half);
-        let kept: VecDeque<Entry> = std::mem::take(&mut self.queue)
-            .into_iter()
-            .enumerate()
-            .filter(|(index, entry)| {
-                let goes = *index >= half && entry.content.is_discardable();
-                if goes {
-                    events += u64::from(matches!(entry.content, Content::Event(_)));
-                    last = entry.content.id().or(last);
-                }
-                !goes
-            })
-            .map(|(_, entry)| entry)
-            .collect();
-        // The half-written frame will arrive: it is the last thing that the reader surely has.
-        let from = kept.front().filter(|_| half == 1).and_then(|entry| entry.content.id()).or(self.before);
-        self.queue = kept;
+        self.queue.retain(|entry| {
+            match entry.content {
+                Content::Event(_) => events += 1,
+                // It would come after the next gap, and say less.
+                Content::Gap(from) => missed.from = from,
+                Content::State(_) => {}
+                Content::Ping | Content::Pong | Content::Close => return true,
+            }
+            missed.to = entry.content.id().or(missed.to);
+            false
+        });
+        if let Some(half) = half {
+            self.queue.push_front(half);
+        }
         self.bytes = self.queue.iter().map(Entry::cost).sum();
-        let missed = self.missed.get_or_insert(Missed { from, to: None });
-        missed.to = last.or(missed.to);
+        self.missed = Some(missed);
         events
     }
 
@@ -226,7 +229,7 @@ impl Outbox {
     ) -> io::Result<Flushed> {
         let mut flushed = Flushed::default();
         loop {
-            let due = self.missed.filter(|_| !self.front_is_half && !self.is_closing());
+            let due = self.missed.filter(|_| !self.front_is_half);
             let sequence = due.map(|missed| self.insert_resync(missed, resync()));
             if self.queue.is_empty() {
                 self.missed = None;
@@ -260,7 +263,10 @@ impl Outbox {
         let before = self.queue.len();
         if resync.announces {
             let gap = encode_gap(missed.from, resync.last_id.or(missed.to));
-            self.push_front(Entry { bytes: frame::encode(OpCode::Text, gap.as_bytes()), content: Content::Gap });
+            self.push_front(Entry {
+                bytes: frame::encode(OpCode::Text, gap.as_bytes()),
+                content: Content::Gap(missed.from),
+            });
         }
         if let Some(bytes) = resync.init {
             self.push_front(Entry { bytes, content: Content::State(None) });
@@ -268,14 +274,12 @@ impl Outbox {
         (resync.sequence, self.queue.len() - before)
     }
 
-    fn is_closing(&self) -> bool {
-        self.queue.back().is_some_and(|entry| entry.content == Content::Close)
-    }
-
     fn write_some(&self, write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut used = 0;
-        for (slice, entry) in slices.iter_mut().zip(&self.queue) {
+        // What a resync is to come before must not leave with the half-written frame.
+        let most = if self.missed.is_some() && self.front_is_half { 1 } else { SLICES_MAX };
+        for (slice, entry) in slices.iter_mut().zip(&self.queue).take(most) {
             *slice = IoSlice::new(&entry.bytes);
             used += 1;
         }
@@ -336,3 +340,6 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

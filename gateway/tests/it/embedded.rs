@@ -50,8 +50,8 @@ async fn init_comes_first_and_an_update_in_each_slot() {
     assert_eq!(last.json["data"]["active_visitors"], 1, "this client");
     assert_eq!(client.close().await, 1000);
     gateway.until_metric(r#"gateway_socket_closes_total{reason="normal"}"#, 1).await;
-    assert_eq!(gateway.metric("websocket_connections_active").await, 0);
-    assert_eq!(gateway.metric("websocket_errors_total").await, 0);
+    gateway.until_metric_is("websocket_connections_active", 0).await;
+    gateway.until_metric_is("websocket_errors_total", 0).await;
 }
 
 #[tokio::test]
@@ -61,8 +61,8 @@ async fn counts_messages_both_ways_under_the_seeds_names() {
     client.next_of("realtime_update", SOON).await;
     client.send_text(r#"{"type":"hello"}"#).await;
     gateway.until_metric(r#"websocket_messages_total{direction="received"}"#, 1).await;
-    assert!(gateway.metric(r#"websocket_messages_total{direction="sent"}"#).await >= 2);
-    assert_eq!(gateway.metric("websocket_connections_active").await, 1);
+    gateway.until_metric(r#"websocket_messages_total{direction="sent"}"#, 2).await;
+    gateway.until_metric_is("websocket_connections_active", 1).await;
 }
 
 /// The seed's times, at full length: updates on the 5 s slot, a ping after 30 s, 10 s for the answer.
@@ -119,7 +119,7 @@ async fn pongs_keep_a_socket_open_and_silence_ends_it() {
     // It has answered so far and stops: an old answer does not count for a new ping.
     polite.manners = Manners::Silent;
     assert_eq!(polite.close_code(SOON).await, 4408);
-    assert_eq!(gateway.metric("websocket_errors_total").await, 1);
+    gateway.until_metric_is("websocket_errors_total", 1).await;
 }
 
 #[tokio::test]

@@ -71,10 +71,10 @@ async fn garbage_in_the_stream_is_counted_and_skipped() {
     recorder.until_new("/last", SOON).await;
     let node = &mut cluster.nodes[0];
     node.assert_alive();
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="unknown_type"}"#).await, unknown.len() as u64);
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="malformed"}"#).await, malformed.len() as u64);
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="unfenced"}"#).await, 2);
-    assert!(node.metric(r#"gateway_stream_entries_total{outcome="duplicate"}"#).await >= 1);
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="unknown_type"}"#, unknown.len() as u64).await;
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="malformed"}"#, malformed.len() as u64).await;
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="unfenced"}"#, 2).await;
+    node.until_metric(r#"gateway_stream_entries_total{outcome="duplicate"}"#, 1).await;
     recorder.until_new("realtime_update", SOON).await;
     let heard = recorder.heard();
     assert!(heard.iter().all(|one| !one.text.contains(PLANTED) && !one.text.contains("424242424242")), "{heard:?}");
@@ -126,8 +126,8 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     let ticker = cluster.ticker().await;
     let node = &mut cluster.nodes[ticker];
     node.assert_alive();
-    assert_eq!(node.metric(r#"gateway_legacy_messages_total{outcome="invalid"}"#).await, garbage.len() as u64);
-    assert_eq!(node.metric(r#"gateway_legacy_messages_total{outcome="moved"}"#).await, 3);
+    node.until_metric_is(r#"gateway_legacy_messages_total{outcome="invalid"}"#, garbage.len() as u64).await;
+    node.until_metric_is(r#"gateway_legacy_messages_total{outcome="moved"}"#, 3).await;
     assert!(!node.log().contains(PLANTED), "{}", node.log());
     // Inv. ANON: nor does it stand in the stream.
     let stream = format!("{:?}", producer.call(&["XRANGE", "{analytics}:events", "-", "+"]).await);

@@ -54,6 +54,7 @@ async fn another_version_of_the_contract_is_refused() {
     let redis = RedisServer::start();
     Resp::to(&redis).await.call(&["SET", "{analytics}:schema", "99"]).await;
     let gateway = Setup::on(&redis).brisk().start().await;
-    until("the reason is told", SOON, async || gateway.log().contains("schema").then_some(())).await;
-    assert_ne!(gateway.probe("/readyz").await, Some(200));
+    until("the reason is told", SOON, async || gateway.log().contains("version of the contract").then_some(())).await;
+    assert_eq!(gateway.probe("/readyz").await, Some(503));
+    assert_eq!(gateway.metric("gateway_ticker").await, 0, "nor does it tick");
 }

@@ -96,6 +96,7 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
             pings_lost: 0,
             failures: 0,
             connected_before: false,
+            checked: false,
         };
         tasks.spawn(supervisor.run(end.clone()));
         Self { client, verdict: watched, suspect, _end: end.drop_guard() }
@@ -145,55 +146,77 @@ struct Supervisor<C: ClientLike> {
     /// Failures since the last connection; only the first is logged.
     failures: u64,
     connected_before: bool,
+    /// Whether the server behind the present connection has been looked at.
+    checked: bool,
 }
 
 impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
     async fn run(mut self, end: CancellationToken) {
+        let mut library = self.client.connect();
+        tokio::select! {
+            biased;
+            () = end.cancelled() => {}
+            () = self.watch(&mut library) => {}
+        }
+        self.finish(library).await;
+    }
+
+    async fn watch(&mut self, library: &mut ConnectHandle) {
         let mut connections = self.client.reconnect_rx();
         let mut errors = self.client.error_rx();
-        let mut library = self.client.connect();
         let mut ask = interval(PING_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // Each branch is cancel safe: a receive, a notification, a tick, a handle that is polled again.
+            // Each branch is cancel safe: a receive, a notification, a tick, a handle that is polled again. Errors
+            // come before connections: the last word is whether the newest connection answers.
             tokio::select! {
                 biased;
-                () = end.cancelled() => break,
-                ended = &mut library => {
+                ended = &mut *library => {
                     self.library_ended(ended.map_err(|_| "panic"));
                     // Only configuration errors get here; one of them can heal: a server that was no cluster yet.
-                    tokio::select! {
-                        () = end.cancelled() => break,
-                        () = sleep(RESTART_PAUSE) => library = self.client.connect(),
-                    }
+                    sleep(RESTART_PAUSE).await;
+                    *library = self.client.connect();
                 }
-                connected = connections.recv() => match connected {
-                    Ok(_) | Err(RecvError::Lagged(_)) => self.connected().await,
-                    Err(RecvError::Closed) => connections = self.client.reconnect_rx(),
-                },
                 error = errors.recv() => match error {
                     Ok((error, server)) => self.failed(&error, server.as_ref()),
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => errors = self.client.error_rx(),
                 },
+                connected = connections.recv() => match connected {
+                    Ok(_) | Err(RecvError::Lagged(_)) => {
+                        self.checked = false;
+                        self.look().await;
+                        // A cluster tells of each of its nodes; one look was enough.
+                        while connections.try_recv().is_ok() {}
+                    }
+                    Err(RecvError::Closed) => connections = self.client.reconnect_rx(),
+                },
                 () = self.suspect.notified() => self.reconnect().await,
-                _ = ask.tick(), if self.role != Role::Reads => self.ping().await,
+                _ = ask.tick() => {
+                    match (self.client.is_connected(), self.checked) {
+                        (false, _) => {}
+                        (true, false) => self.look().await,
+                        (true, true) if self.role == Role::Reads => {}
+                        (true, true) => self.ping().await,
+                    }
+                }
             }
         }
-        self.finish(library).await;
     }
 
-    /// A new connection: looks at the server before it is used.
-    async fn connected(&mut self) {
+    /// Looks at the server behind a new connection, before it is used. Tried again until it answers.
+    async fn look(&mut self) {
         let verdict = match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
             Ok(Ok(info)) => judge(&info, self.role),
             Ok(Err(error)) if error.details().starts_with("NOPERM") => {
-                tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
+                if self.role == Role::Commands {
+                    tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
+                }
                 Verdict::Usable
             }
-            // Broke again, or does not answer: the next connection, or the next ping, tells.
             Ok(Err(_)) | Err(_) => return,
         };
+        self.checked = true;
         if self.role == Role::Commands {
             if let Verdict::Unusable(reason) = verdict {
                 tracing::error!(reason, "this redis cannot be used");
@@ -236,9 +259,6 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
     }
 
     async fn ping(&mut self) {
-        if !self.client.is_connected() {
-            return;
-        }
         let answered = matches!(timeout(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Ok(Ok(())));
         if answered {
             self.pings_lost = 0;
@@ -271,6 +291,8 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
             tracing::debug!(role = ?self.role, "redis did not take the goodbye");
         }
         library.abort();
+        // Cancelled, or done: either way it has ended.
+        let _ = library.await;
         if self.role == Role::Commands {
             self.metrics.backplane_up.set(0);
         }

@@ -21,7 +21,7 @@ impl RedisBackplane {
         };
         let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
         let generation = hex(&rand::random::<[u8; 16]>());
-        let arguments = vec![text(node), text(join), number(millis(lease)), text(generation)];
+        let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
         let standing = match reply.text()?.as_str() {
             "member" => Standing::Member,
@@ -36,13 +36,13 @@ impl RedisBackplane {
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
         let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
-        self.run(&self.scripts.leave, keys, vec![text(node)]).await.map(|_| ())
+        self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
     pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
         let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
         let arguments = vec![
-            text(request.node),
+            text(&request.node),
             number(request.held),
             number(request.wanted),
             number(request.cap),
@@ -60,7 +60,7 @@ impl RedisBackplane {
     pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
             let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
-            let mut arguments = vec![text(node)];
+            let mut arguments = vec![text(&node)];
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
             self.run(&self.scripts.set_counts, keys, arguments).await?;
         }

@@ -1,0 +1,169 @@
+//! The outbox against a kernel that stutters.
+
+use proptest::prelude::*;
+use shared::ids::{EntryDigest, StreamId};
+
+use super::*;
+
+fn id(n: u64) -> EventId {
+    EventId { stream: StreamId { ms: n, seq: 0 }, digest: EntryDigest::of("", b"") }
+}
+
+fn event(n: u64) -> (Bytes, Content) {
+    (frame::text(&format!("event {n}")), Content::Event(Some(id(n))))
+}
+
+fn push_event(outbox: &mut Outbox, n: u64, limit: usize) -> Loss {
+    let (bytes, content) = event(n);
+    outbox.push(bytes, content, limit)
+}
+
+fn resync(last: u64) -> Resync {
+    Resync { init: Some(frame::text("init")), last_id: Some(id(last)), sequence: last, announces: true }
+}
+
+fn never() -> Resync {
+    panic!("nothing was missed")
+}
+
+/// A kernel that takes what it is told to, then nothing.
+#[derive(Default)]
+struct Kernel {
+    room: usize,
+    took: Vec<u8>,
+}
+
+impl Kernel {
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let before = self.room;
+        for slice in slices {
+            let bytes = slice.len().min(self.room);
+            self.took.extend_from_slice(&slice[..bytes]);
+            self.room -= bytes;
+        }
+        if self.room == before { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(before - self.room) }
+    }
+
+    /// The texts of what it took; panics unless those are whole frames.
+    fn texts(&self) -> Vec<String> {
+        let mut rest = &self.took[..];
+        let mut texts = Vec::new();
+        while let [first, len, after @ ..] = rest {
+            assert_eq!(first & 0x80, 0x80);
+            let (payload, after) = after.split_at((*len).into());
+            texts.push(String::from_utf8(payload.to_vec()).expect("UTF-8"));
+            rest = after;
+        }
+        texts
+    }
+}
+
+fn flush(outbox: &mut Outbox, kernel: &mut Kernel, room: usize, fresh: impl Fn() -> Resync) -> Flushed {
+    kernel.room = room;
+    outbox.flush(|slices| kernel.write(slices), fresh).expect("never fails")
+}
+
+// Inv. BOUND: more never waits than the limit and the few frames that exist once.
+#[test]
+fn an_overflow_discards_what_may_go_and_keeps_the_rest() {
+    let mut outbox = Outbox::default();
+    let (bytes, content) = event(1);
+    outbox.push_half(bytes.slice(3..), content);
+    outbox.push(frame::text("ping"), Content::Ping, 1000);
+    for n in 2..=5 {
+        assert_eq!(push_event(&mut outbox, n, 1000), Loss::default());
+    }
+    outbox.push(frame::text("state 6"), Content::State(Some(id(6))), 1000);
+    let limit = outbox.bytes();
+    assert_eq!(push_event(&mut outbox, 7, limit), Loss { events: 5, overflows: 1 });
+    assert_eq!(push_event(&mut outbox, 8, limit), Loss { events: 1, overflows: 0 });
+    assert_eq!(outbox.push(frame::text("state 9"), Content::State(Some(id(9))), limit), Loss::default());
+
+    let mut kernel = Kernel { took: bytes[..3].to_vec(), ..Kernel::default() };
+    let flushed = flush(&mut outbox, &mut kernel, 1000, || resync(9));
+    assert_eq!(flushed, Flushed { done: true, messages: 4, resynced: Some(9) });
+    let gap = encode_gap(Some(id(1)), Some(id(9)));
+    assert_eq!(kernel.texts(), ["event 1", "init", &gap, "ping"], "Inv. GAP: from what arrived to what did not");
+    assert_eq!(outbox.bytes(), 0);
+}
+
+#[test]
+fn the_state_is_as_new_as_the_moment_in_which_it_leaves() {
+    let mut outbox = Outbox::default();
+    push_event(&mut outbox, 1, 0);
+    let mut kernel = Kernel::default();
+    assert_eq!(flush(&mut outbox, &mut kernel, 0, || resync(1)), Flushed::default());
+    let flushed = flush(&mut outbox, &mut kernel, 1000, || Resync { announces: false, ..resync(2) });
+    assert_eq!(flushed, Flushed { done: true, messages: 1, resynced: Some(2) });
+    assert_eq!(kernel.texts(), ["init"], "one init, and no gap for a reader without ids");
+}
+
+#[test]
+fn a_close_frame_is_the_last_frame() {
+    let mut outbox = Outbox::default();
+    push_event(&mut outbox, 1, 1000);
+    push_event(&mut outbox, 2, 0);
+    outbox.push(frame::close(1013, ""), Content::Close, 0);
+    let mut kernel = Kernel::default();
+    assert!(flush(&mut outbox, &mut kernel, 1000, never).done);
+    assert_eq!(kernel.took[..], frame::close(1013, "")[..]);
+}
+
+#[test]
+fn of_pongs_and_pings_the_latest_is_enough() {
+    let mut outbox = Outbox::default();
+    for n in 0..100 {
+        outbox.push(frame::text(&format!("pong {n}")), Content::Pong, 0);
+        outbox.push(frame::text(&format!("ping {n}")), Content::Ping, 0);
+    }
+    let mut kernel = Kernel::default();
+    assert_eq!(flush(&mut outbox, &mut kernel, 1000, never).messages, 1);
+    assert_eq!(kernel.texts(), ["pong 99", "ping 99"]);
+}
+
+#[test]
+fn a_socket_that_takes_no_byte_ever_is_an_error() {
+    let mut outbox = Outbox::default();
+    push_event(&mut outbox, 1, 1000);
+    let error = outbox.flush(|_| Ok(0), never).expect_err("no progress");
+    assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+}
+
+proptest! {
+    /// Any mixture of pushes and stuttering writes gives whole frames; events come in order; each is delivered or
+    /// lies within an announced gap; the account is always right.
+    // Inv. ORDER, Inv. GAP
+    #[test]
+    fn nothing_is_torn_reordered_or_lost_in_silence(steps in prop::collection::vec((0..3u8, 0..120usize), 1..200)) {
+        let limit = 400;
+        let mut outbox = Outbox::default();
+        let mut kernel = Kernel::default();
+        let mut last = 0;
+        for (what, room) in steps {
+            if what == 0 {
+                flush(&mut outbox, &mut kernel, room, || resync(last));
+            } else {
+                last += 1;
+                push_event(&mut outbox, last, limit);
+            }
+            prop_assert!(outbox.bytes() <= limit + 3 * ENTRY_BYTES + 200);
+        }
+        flush(&mut outbox, &mut kernel, usize::MAX, || resync(last));
+        prop_assert_eq!(outbox.bytes(), 0);
+        let mut known = 0;
+        for text in kernel.texts() {
+            if let Some(n) = text.strip_prefix("event ") {
+                let n: u64 = n.parse().expect("a number");
+                prop_assert_eq!(n, known + 1, "neither a hole nor a repetition");
+                known = n;
+            } else if let Some((_, to)) = text.split_once(r#""to":""#) {
+                let (to, _) = to.split_once('-').expect("an id");
+                let from = text.split_once(r#""from":""#).and_then(|(_, from)| from.split_once('-'));
+                let from: u64 = from.map_or(0, |(from, _)| from.parse().expect("a number"));
+                prop_assert!(from <= known, "everything up to `from` was delivered or announced");
+                known = to.parse().expect("a number");
+            }
+        }
+        prop_assert_eq!(known, last);
+    }
+}
