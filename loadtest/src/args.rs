@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// choice to the system
     #[arg(long, default_value_t = 1)]
     pub(crate) spread: u32,
-    /// Whether to answer the server's pings; without an answer it must close with 4408
+    /// Whether to answer the server's pings; without an answer it is expected to close with 4408
     #[arg(long, value_enum, default_value_t = YesNo::Yes)]
     pub(crate) answer_pings: YesNo,
     /// Query parameters for the URL, such as ids=1

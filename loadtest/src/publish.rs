@@ -183,7 +183,10 @@ fn answer(stream: &mut impl BufRead) -> io::Result<Answer> {
     let malformed = || io::Error::from(io::ErrorKind::InvalidData);
     let mut stream = stream.take(ANSWER_BYTES_MAX);
     let mut line = String::new();
-    stream.read_line(&mut line)?;
+    if stream.read_line(&mut line)? == 0 {
+        // The server has closed an idle connection, as it may.
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(malformed)?;
     let mut length = 0;
