@@ -7,6 +7,7 @@ use shared::ids::StreamId;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::support::ports;
@@ -16,8 +17,9 @@ const FAILOVER_WITHIN: Duration = Duration::from_secs(40);
 
 /// Speaks just enough of RESP3 to be asked for its version.
 async fn old_redis(listener: TcpListener, version: &'static str) {
+    let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::task::spawn(async move {
+        connections.spawn(async move {
             let mut stream = BufReader::new(stream);
             while let Some(words) = command(&mut stream).await {
                 let answer = match words[0].as_str() {
@@ -61,14 +63,14 @@ async fn command(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
 async fn an_old_redis_is_refused_with_the_reason_and_never_used() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("redis://{}", listener.local_addr().expect("bound"));
-    let server = tokio::task::spawn(old_redis(listener, "6.2.14"));
+    let mut server = JoinSet::new();
+    server.spawn(old_redis(listener, "6.2.14"));
     let (backplane, metrics) = connect(&url);
     let error = BackplaneError::Incompatible("Redis 7 or newer, or Valkey, is needed");
     assert_eq!(bounded(backplane.secret()).await, Err(error.clone()));
     assert_eq!(bounded(backplane.publish(&page(node(1), 1))).await, Err(error.clone()));
     assert_eq!(bounded(backplane.legacy()).await.map(|_| ()), Err(error));
     assert_eq!(metrics.backplane_up.value(), 0);
-    server.abort();
 }
 
 #[tokio::test]

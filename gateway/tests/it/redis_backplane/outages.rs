@@ -5,6 +5,7 @@ use std::time::Instant;
 use gateway::backplane::LEGACY_QUEUE_MAX;
 use gateway::metrics::{BackplaneFailure, Legacy};
 use shared::ids::StreamId;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -97,14 +98,14 @@ async fn closed_it_leaves_no_connection_and_no_caller_behind() {
     let mut legacy = bounded(backplane.legacy()).await.expect("subscribed");
     back(&backplane).await;
     let reader = Arc::clone(&backplane);
-    let read = tokio::task::spawn(async move { reader.read_from(StreamId::ZERO, 1, Duration::from_secs(60)).await });
+    let mut reads = JoinSet::new();
+    reads.spawn(async move { reader.read_from(StreamId::ZERO, 1, Duration::from_secs(60)).await });
     until("the read is under way", BACK_WITHIN, async || blocked(&mut resp).await.then_some(())).await;
     tokio::time::timeout(CALL_WITHIN, backplane.close()).await.expect("closing is bounded");
     assert_eq!(bounded(backplane.secret()).await, Err(BackplaneError::Unreachable));
     assert_eq!(legacy.recv().await, None);
     assert_eq!(metrics.backplane_up.value(), 0);
     until("Redis sees them gone", BACK_WITHIN, async || (clients(&mut resp).await == 1).then_some(())).await;
-    read.abort();
 }
 
 #[tokio::test]
