@@ -477,6 +477,8 @@ fn hub_settings(config: &Config) -> HubSettings {
         pong_timeout: config.pong_timeout,
         messages_per_second: config.client_messages_per_second,
         message_burst: config.client_message_burst,
+        flush_interval: config.flush_interval,
+        max_age: config.connection_max_age,
         panic_on: (config.test_panic == Some(TestPanic::Connection)).then_some(hub::PanicOn::ClientMessage),
         ..HubSettings::default()
     }
