@@ -88,7 +88,13 @@ impl Recorder {
         }
     }
 
-    /// Waits for the first message from now on that contains `part`.
+    /// Waits until a message was heard that contains `part`, which only one does.
+    pub(crate) async fn until_heard(&self, part: &str, within: Duration) {
+        self.until(part, within, |heard| heard.iter().rev().any(|one| one.text.contains(part))).await;
+    }
+
+    /// Waits for the first message from now on that contains `part`: for what comes again and again. What comes once
+    /// may have come already.
     pub(crate) async fn until_new(&self, part: &str, within: Duration) {
         let so_far = self.tape.borrow().heard.len();
         self.until(part, within, |heard| heard[so_far.min(heard.len())..].iter().any(|one| one.text.contains(part)))
