@@ -269,7 +269,6 @@ impl App {
             lifecycle: lifecycle.clone(),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
-            clock,
         });
         let inside = Arc::new(Internal {
             page,

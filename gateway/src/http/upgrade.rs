@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
-    USER_AGENT,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use ::http::{Method, Request, Version};
 use fastwebsockets::upgrade::UpgradeFut;
@@ -90,8 +90,8 @@ pub(super) async fn handle(
     let attempt = Attempt::new(metrics);
     match admit(server, request, client).await {
         Ok((permit, wanted)) => {
-            let user_agent = request.headers().get(USER_AGENT).map(|value| value.as_bytes().to_vec());
-            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent.as_deref());
+            let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
+            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
             // It looks for key and version, which have been checked.
             let Ok((answer, socket)) = fastwebsockets::upgrade::upgrade(&mut *request) else {
                 attempt.settle(Handshake::Malformed);
@@ -344,11 +344,11 @@ mod tests {
     }
 
     fn put(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
-        request.headers_mut().insert(name, ::http::HeaderValue::from_static(value));
+        request.headers_mut().insert(name, HeaderValue::from_static(value));
     }
 
     fn add(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
-        request.headers_mut().append(name, ::http::HeaderValue::from_static(value));
+        request.headers_mut().append(name, HeaderValue::from_static(value));
     }
 
     proptest! {
