@@ -18,7 +18,7 @@ const PLANTED: &str = "PLANTED";
 #[tokio::test]
 async fn garbage_in_the_stream_is_counted_and_skipped() {
     let mut cluster = Cluster::of(1, |setup| setup.brisk().crowded()).await;
-    let recorder = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
+    let recorder = Recorder::join(Upgrade::new().open(cluster.nodes[0].public).await).await;
     let mut producer = cluster.producer().await;
 
     let unknown: [&[(&[u8], &[u8])]; 7] = [
@@ -88,7 +88,7 @@ async fn garbage_in_the_stream_is_counted_and_skipped() {
 #[tokio::test]
 async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     let mut cluster = Cluster::of(2, |setup| setup.brisk().crowded()).await;
-    let recorder = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
+    let recorder = Recorder::join(Upgrade::new().open(cluster.nodes[0].public).await).await;
     recorder.until_new("realtime_update", SOON).await;
     let mut producer = cluster.producer().await;
     let nested = [vec![b'{'; 50_000], vec![b'}'; 50_000]].concat();
@@ -138,7 +138,7 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
 async fn a_flood_of_garbage_is_no_flood_of_log_lines() {
     let cluster = Cluster::of(1, |setup| setup.brisk().crowded()).await;
     let node = &cluster.nodes[0];
-    let recorder = Recorder::of(Upgrade::new().open(node.public).await);
+    let recorder = Recorder::join(Upgrade::new().open(node.public).await).await;
     recorder.until_new("realtime_update", SOON).await;
     let before = node.log().lines().count();
     let mut producer = cluster.producer().await;
@@ -158,7 +158,7 @@ async fn keys_of_a_wrong_type_hinder_until_they_are_put_right() {
     let mut cluster = Cluster::of(2, |setup| setup.brisk().crowded()).await;
     let mut recorders = Vec::new();
     for node in &cluster.nodes {
-        recorders.push(Recorder::of(Upgrade::new().open(node.public).await));
+        recorders.push(Recorder::join(Upgrade::new().open(node.public).await).await);
     }
     let mut redis = Resp::to(&cluster.redis).await;
     for name in ["visitors", "events", "ticker", "nodes"] {

@@ -49,7 +49,7 @@ fn number_of(message: &Message) -> usize {
 #[tokio::test]
 async fn a_client_that_does_not_read_costs_the_others_nothing() {
     let gateway = Setup::embedded().brisk().crowded().ready().await;
-    let reader = Recorder::of(Client::open(gateway.public).await);
+    let reader = Recorder::join(Client::open(gateway.public).await).await;
     let _deaf = Client::open(gateway.public).await;
     let mut flood = Flood { posted: 0 };
     flood.until_overflow(&gateway, &reader).await;
@@ -63,7 +63,7 @@ async fn a_client_that_does_not_read_costs_the_others_nothing() {
 #[tokio::test]
 async fn a_client_that_reads_too_late_gets_the_newest_state_and_learns_what_it_missed() {
     let gateway = Setup::embedded().brisk().crowded().ready().await;
-    let reader = Recorder::of(Client::open(gateway.public).await);
+    let reader = Recorder::join(Client::open(gateway.public).await).await;
     let mut late = Upgrade::query("ids=1").open(gateway.public).await;
     let mut flood = Flood { posted: 0 };
     flood.until_overflow(&gateway, &reader).await;
