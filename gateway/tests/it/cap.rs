@@ -22,7 +22,7 @@ async fn the_eleventh_socket_of_an_address_is_refused_on_every_node() {
     let mut recorders = Vec::new();
     for (node, count) in [(0, 5), (1, 3), (2, 2)] {
         for _ in 0..count {
-            recorders.push(Recorder::of(Client::open(cluster.nodes[node].public).await));
+            recorders.push(Recorder::join(Client::open(cluster.nodes[node].public).await).await);
         }
     }
     for node in &cluster.nodes {

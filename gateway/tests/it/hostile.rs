@@ -28,7 +28,7 @@ struct Scene {
 impl Scene {
     async fn open() -> Self {
         let gateway = Setup::embedded().brisk().crowded().ready().await;
-        let neighbour = Recorder::of(Client::open(gateway.public).await);
+        let neighbour = Recorder::join(Client::open(gateway.public).await).await;
         Self { gateway, neighbour }
     }
 

@@ -23,7 +23,7 @@ async fn sigterm_drains() {
     let mut node = draining(Setup::embedded(), "1500ms", "1s").ready().await;
     let mut recorders = Vec::new();
     for _ in 0..20 {
-        recorders.push(Recorder::of(Client::open(node.public).await));
+        recorders.push(Recorder::join(Client::open(node.public).await).await);
     }
     let told = Instant::now();
     node.terminate();
@@ -116,7 +116,7 @@ async fn a_panic_in_the_relay_ends_the_process_with_70() {
 #[tokio::test]
 async fn a_panic_in_a_connection_ends_only_that_connection() {
     let mut node = Setup::embedded().brisk().with("GATEWAY_TEST_PANIC", "connection").ready().await;
-    let neighbour = Recorder::of(Client::open(node.public).await);
+    let neighbour = Recorder::join(Client::open(node.public).await).await;
     for _ in 0..3 {
         let mut unlucky = Client::open(node.public).await;
         unlucky.send_text(r#"{"type":"__panic"}"#).await;

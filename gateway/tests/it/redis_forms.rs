@@ -11,7 +11,7 @@ use crate::support::wait::{SOON, until};
 async fn check(options: Options) {
     let redis = RedisServer::with(options);
     let gateway = Setup::on(&redis).brisk().ready().await;
-    let recorder = Recorder::of(Upgrade::new().open(gateway.public).await);
+    let recorder = Recorder::join(Upgrade::new().open(gateway.public).await).await;
     gateway.post_page("/cv").await;
     recorder.until("the event", SOON, |heard| heard.iter().any(|one| one.text.contains("new_event"))).await;
     recorder.until_new("realtime_update", SOON).await;

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -156,7 +157,7 @@ pub(crate) async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 async fn handshake(mut stream: TcpStream) -> Result<Client, Refusal> {
-    let mut unread = Vec::new();
+    let mut unread = BytesMut::new();
     let (head, length) = loop {
         if let Some(found) = Head::parse(&unread) {
             break found;
@@ -168,7 +169,7 @@ async fn handshake(mut stream: TcpStream) -> Result<Client, Refusal> {
     if head.status == 101 {
         assert_eq!(head.header("sec-websocket-accept"), Some(ACCEPT));
         assert_eq!(head.header("sec-websocket-extensions"), None);
-        unread.drain(..length);
+        unread.advance(length);
         return Ok(Client { stream, unread, manners: Manners::AnswersPings });
     }
     let promised = head.header("content-length").map_or(0, |text| text.parse().expect("a length"));
@@ -237,7 +238,7 @@ impl Message {
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: TcpStream,
-    unread: Vec<u8>,
+    unread: BytesMut,
     /// Whether it answers pings while somebody reads from it.
     pub(crate) manners: Manners,
 }
@@ -283,7 +284,7 @@ impl Client {
                     _ => return Incoming::End(End::Broken),
                 }
             };
-            self.unread.drain(..length);
+            self.unread.advance(length);
             match opcode {
                 frame::TEXT => {
                     let text = String::from_utf8(payload).expect("text is UTF-8");
