@@ -8,8 +8,6 @@
 //! No test sleeps and hopes. What should happen is waited for with a deadline; that something does *not* happen is
 //! shown by a later event which would have come after it.
 
-#![expect(clippy::disallowed_methods, reason = "a test owns its tasks: they end with its runtime")]
-
 mod cap;
 mod cluster;
 mod contract;
