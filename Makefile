@@ -41,6 +41,15 @@ bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
 .PHONY: test
 test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
 
+.PHONY: acceptance
+acceptance: redis-server ## The slow tests: real intervals, minutes each
+	$(CARGO) test --locked -p gateway --test it -- --ignored acceptance_
+
+.PHONY: bench-idle
+bench-idle: redis-server ## Memory and CPU of 10,000 idle sockets, ten minutes (docs/BENCHMARKS.md)
+	$(CARGO) build -q --locked --release
+	loadtest/idle.sh $(TARGET)/release
+
 .PHONY: ci
 ci: ci-start fmt-check clippy test-checkers docs-check chart lint-files test test-browser test-clients test-autobahn ci-counts ## Everything that CI runs
 

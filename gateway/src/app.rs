@@ -275,7 +275,7 @@ impl App {
             health,
             lifecycle: lifecycle.clone(),
             vitals,
-            metrics,
+            metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
             clock,
         });
@@ -299,7 +299,7 @@ impl App {
         essential.start("listener", until_stopped(http::serve_public(public, outside), lifecycle.clone()));
         essential.start("internal listener", http::serve_internal(internal, inside));
 
-        let drain = drain::run(drain_settings(&config), &hub, &admission, &lifecycle);
+        let drain = drain::run(drain_settings(&config), &hub, &admission, &metrics, &lifecycle);
         let ending = live(&mut essential, &mut stop, drain).await;
         lifecycle.advance(Phase::Stopped);
         if ending == Ending::Drained {

@@ -28,6 +28,7 @@ use shared::ids::ConnId;
 use crate::admission::Admission;
 use crate::hub::Hub;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Metrics;
 
 /// The longest time after which a client is told to come back.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3);
@@ -77,11 +78,21 @@ impl DrainSettings {
 
 /// Runs the timeline; returns when no socket is left or its time is over. The phase is `Stopped` then.
 // Inv. DRAIN: each step only moves the phase forward.
-pub async fn run(settings: DrainSettings, hub: &Arc<Hub>, admission: &Admission, lifecycle: &Lifecycle) {
+pub async fn run(
+    settings: DrainSettings,
+    hub: &Arc<Hub>,
+    admission: &Admission,
+    metrics: &Metrics,
+    lifecycle: &Lifecycle,
+) {
     lifecycle.advance(Phase::Draining);
     tracing::info!(sockets = hub.len(), delay = ?settings.delay, window = ?settings.window, "draining");
     tokio::time::sleep(settings.delay).await;
     lifecycle.advance(Phase::Closing);
+    if let Some(rate) = settings.over_budget(hub.len()) {
+        tracing::warn!(rate, budget = settings.reconnect_budget, "closing faster than the fleet's reconnect budget");
+        metrics.drains_over_budget.inc();
+    }
     send_away(settings, hub, admission).await;
     let left = tokio::time::timeout(settings.grace, async {
         while !hub.is_empty() {
@@ -98,9 +109,6 @@ async fn send_away(settings: DrainSettings, hub: &Hub, admission: &Admission) {
     let begin = tokio::time::Instant::now();
     let mut ids = Vec::with_capacity(hub.len());
     hub.for_each(|conn| ids.push(conn.id()));
-    if let Some(rate) = settings.over_budget(ids.len()) {
-        tracing::warn!(rate, budget = settings.reconnect_budget, "closing faster than the fleet's reconnect budget");
-    }
     let mut closed = 0;
     while closed < ids.len() {
         let due = settings.due(ids.len(), begin.elapsed());
