@@ -11,6 +11,9 @@ NODE ?= node
 # The token that `make run` accepts for POST /api/v1/events.
 GATEWAY_INGEST_TOKEN ?= dev-token
 
+# More than there are cores: the tests mostly wait for processes.
+TEST_THREADS ?= 8
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LOGS := target/ci
 CHART_VENV := .tools/helm-venv
@@ -41,12 +44,21 @@ bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
 .PHONY: test
 test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
 
+.PHONY: acceptance
+acceptance: redis-server ## The slow tests: real intervals, minutes each
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it -- --ignored acceptance_
+
+.PHONY: bench-idle
+bench-idle: redis-server ## Memory and CPU of 10,000 idle sockets, ten minutes (docs/BENCHMARKS.md)
+	$(CARGO) build -q --locked --release
+	loadtest/idle.sh $(TARGET)/release
+
 .PHONY: ci
 ci: ci-start fmt-check clippy test-checkers docs-check chart lint-files test test-browser test-clients test-autobahn ci-counts ## Everything that CI runs
 
 .PHONY: test-rust
 test-rust: ## Rust tests of all crates (needs redis-server)
-	$(call logged,rust,$(CARGO) test --locked --workspace --no-fail-fast)
+	$(call logged,rust,RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast)
 
 .PHONY: test-browser
 test-browser: ## The live page and the clients of the protocol page, in headless Chromium

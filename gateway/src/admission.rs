@@ -52,6 +52,8 @@ const FLUSH_BATCH_MAX: usize = 500;
 /// Questions that [`Admission::readmit_all`] has open at a time: ten thousand addresses are through within a second
 /// at a round trip of a few milliseconds, and the backplane's queue stays short.
 const READMISSIONS_OPEN_MAX: usize = 64;
+/// Pause between two looks whether what others have asked is answered.
+const SETTLE_POLL: Duration = Duration::from_millis(2);
 
 /// The limits, and how long to wait for the backplane.
 #[derive(Debug, Clone, Copy)]
@@ -217,6 +219,21 @@ impl Admission {
             rounds -= 1;
         }
         Ok(())
+    }
+
+    /// Tells all counts that have changed and waits for every answer, also to what others have asked meanwhile: after
+    /// that, no place which was given back before the call is counted any more. Without bound: give it one.
+    ///
+    /// # Errors
+    /// Those of [`Self::flush_dirty`].
+    pub async fn settle(&self) -> backplane::Result<()> {
+        loop {
+            self.flush_dirty().await?;
+            if self.counts.lock().is_told() {
+                return Ok(());
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
     }
 
     /// Has the count of every address told anew: the remedy for what nobody thought of.

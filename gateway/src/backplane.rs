@@ -390,7 +390,7 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// none came. One caller at a time: on Redis it has a connection of its own.
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>>;
 
-    /// The newest `count` entries, oldest first.
+    /// The newest `count` entries, oldest first. On Redis the bound holds for each 1,000 of them.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
 
     /// The entry at `id`, if it still stands there.

@@ -31,6 +31,7 @@ mod upgrade;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -55,7 +56,6 @@ pub use self::probes::Internal;
 use self::refusal::Refusal;
 use self::response::Answer;
 use crate::admission::Admission;
-use crate::clock::Clock;
 use crate::config::{AllowedOrigins, ProxyProtocol, Secret};
 use crate::hub::Hub;
 use crate::identity::normalise;
@@ -127,8 +127,6 @@ pub struct Public {
     pub metrics: Arc<Metrics>,
     /// Owns the connections' tasks.
     pub tasks: TaskTracker,
-    /// The node's clock.
-    pub clock: Clock,
 }
 
 /// The public listener while it runs: settings in the form in which they are used.
@@ -224,7 +222,10 @@ async fn public_connection(
     let settings = &server.public.settings;
     let client = match settings.proxy_protocol {
         ProxyProtocol::Off => Client::Behind(peer),
-        ProxyProtocol::On => Client::Known(read_proxy_header(&server, &mut stream, peer).await?),
+        ProxyProtocol::On => match read_proxy_header(&server, &mut stream, peer).await? {
+            Some(client) => Client::Known(client),
+            None => return Ok(()),
+        },
     };
     let limits = Limits { head_time_max: settings.head_time_max, life_max: settings.life_max };
     let upgrade = Mutex::new(None);
@@ -244,13 +245,15 @@ async fn public_connection(
     ended
 }
 
-/// The client according to the PROXY header, which only trusted proxies may and must send.
-async fn read_proxy_header(server: &Server, stream: &mut TcpStream, peer: IpAddr) -> Result<IpAddr, Connect> {
+/// The client according to the PROXY header, which only trusted proxies may and must send. None when the connection
+/// ended instead, as those of balancers do that only see whether somebody listens.
+async fn read_proxy_header(server: &Server, stream: &mut TcpStream, peer: IpAddr) -> Result<Option<IpAddr>, Connect> {
     if !server.trusted.contains(peer) {
         return Err(Connect::ProxyHeader);
     }
     match tokio::time::timeout(server.public.settings.head_time_max, proxy_protocol::read(stream)).await {
-        Ok(Ok(client)) => Ok(client.map_or(peer, normalise)),
+        Ok(Ok(client)) => Ok(Some(client.map_or(peer, normalise))),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(None),
         Ok(Err(_)) => Err(Connect::ProxyHeader),
         Err(_) => Err(Connect::Slow),
     }
@@ -297,9 +300,8 @@ impl Client {
         match self {
             Self::Known(client) => client,
             Self::Behind(peer) => {
-                let lines: Vec<&[u8]> =
-                    request.headers().get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes).collect();
-                client_address(peer, trusted, lines.into_iter())
+                let lines = request.headers().get_all("x-forwarded-for").iter();
+                client_address(peer, trusted, lines.map(HeaderValue::as_bytes))
             }
         }
     }

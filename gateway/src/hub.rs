@@ -92,6 +92,10 @@ pub struct HubSettings {
     /// `SO_SNDBUF` of each socket, in bytes: small, so that a slow reader is noticed while what it has not read can
     /// still be discarded.
     pub socket_send_buffer_bytes: usize,
+    /// Least time between the beginnings of two broadcast passes.
+    pub flush_interval: Duration,
+    /// Age at which a socket is asked to come back, give or take a tenth.
+    pub max_age: Option<Duration>,
     /// A fault planted by a test; ignored in release builds.
     pub panic_on: Option<PanicOn>,
 }
@@ -108,6 +112,8 @@ impl Default for HubSettings {
             messages_per_second: 1,
             message_burst: 5,
             socket_send_buffer_bytes: 32 * 1024,
+            flush_interval: Duration::ZERO,
+            max_age: None,
             panic_on: None,
         }
     }
@@ -115,7 +121,7 @@ impl Default for HubSettings {
 
 impl HubSettings {
     fn limits(&self) -> Limits {
-        Limits { ping_interval: self.ping_interval, pong_timeout: self.pong_timeout }
+        Limits { ping_interval: self.ping_interval, pong_timeout: self.pong_timeout, max_age: self.max_age }
     }
 }
 
@@ -296,7 +302,7 @@ impl Hub {
             tracing::debug!(%error, "socket options could not be set");
         }
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let pulse = Pulse::new(self.core.sweep_time(), self.core.settings.limits());
+        let pulse = Pulse::new(self.core.sweep_time(), self.core.settings.limits(), &mut rand::rng());
         let conn = Arc::new(Conn::new(id, new.stream, (new.kinds, new.ids), new.visitor, new.permit, pulse));
         // Inv. ORDER: in the map before it reads the state, and locked until `init` is written; see the module's head.
         let mut inner = conn.lock();
@@ -341,8 +347,16 @@ impl Hub {
         }
     }
 
-    /// Sends a socket away because the node is going down, with the time after which it shall come back. Its address
-    /// slot is free before its close frame is sent.
+    /// Gives the place of a socket's address back while the socket lives on: it is about to be sent away, and the
+    /// cluster shall know of the place first.
+    pub fn give_place_back(&self, id: ConnId) {
+        if let Some(conn) = self.find(id) {
+            conn.give_place_back();
+        }
+    }
+
+    /// Sends a socket away because the node is going down, with the time after which it shall come back. Its place is
+    /// given back first, if it was not.
     pub fn close_draining(&self, id: ConnId, retry_after_ms: u64) {
         if let Some(conn) = self.find(id) {
             conn.close_draining(&self.core, retry_after_ms);

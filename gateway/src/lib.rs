@@ -3,11 +3,15 @@
 //! docs/ARCHITECTURE.md has the map of this crate and the invariants that its comments name (`Inv. ORDER`).
 
 pub mod admission;
+pub mod app;
 pub mod backplane;
 pub mod clock;
+pub mod cluster;
 pub mod cluster_time;
 pub mod config;
+pub mod drain;
 pub mod health;
+pub mod healthcheck;
 pub mod http;
 pub mod hub;
 pub mod identity;

@@ -21,6 +21,17 @@ pub enum Phase {
     Stopped,
 }
 
+/// How the process's work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Told to stop, and done.
+    Drained,
+    /// Told twice: ended at once.
+    Interrupted,
+    /// The named part failed.
+    Failed(&'static str),
+}
+
 /// The process's phase; clones share it.
 #[derive(Debug, Clone)]
 pub struct Lifecycle(watch::Sender<Phase>);

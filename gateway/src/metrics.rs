@@ -352,6 +352,8 @@ pub struct Metrics {
     pub gaps: Counter,
     /// Visitors that were marked as seen.
     pub visitors_touched: Counter,
+    /// Drains that closed faster than the fleet's reconnect budget.
+    pub drains_over_budget: Counter,
 }
 
 impl Metrics {
@@ -467,6 +469,9 @@ pub fn register(meter: &Meter, metrics: &Arc<Metrics>) {
     counter(meter, m, "gateway_events_discarded_total", "Messages that slow readers missed", |m| &m.events_discarded);
     counter(meter, m, "gateway_outbox_overflows_total", "Outboxes that overflowed", |m| &m.outbox_overflows);
     counter(meter, m, "gateway_gap_entries_total", "Stream entries known to be lost", |m| &m.gaps);
+    counter(meter, m, "gateway_drains_over_budget_total", "Drains faster than the reconnect budget", |m| {
+        &m.drains_over_budget
+    });
     counter(meter, m, "gateway_visitors_touched_total", "Visitors marked as seen", |m| &m.visitors_touched);
 }
 
@@ -542,6 +547,6 @@ mod tests {
             page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
         assert_eq!(names, helps);
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
-        assert_eq!(names.len(), 24);
+        assert_eq!(names.len(), 25);
     }
 }

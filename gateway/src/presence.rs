@@ -28,6 +28,7 @@ use self::agenda::{Agenda, Job};
 use crate::backplane::{Backplane, Millis, Result, Salt, Salts, Seen, TOUCH_VISITORS_MAX, Touch, TouchReply};
 use crate::clock::Clock;
 use crate::cluster_time::ClusterTime;
+use crate::hub::Hub;
 use crate::identity::{VisitorDigest, visitor_hash};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
@@ -138,8 +139,20 @@ impl Presence {
         self.wake.notify_one();
     }
 
-    /// Does the work until the process stops. `visitors` gives the digests of all open sockets.
-    pub async fn drive(&self, visitors: impl Fn() -> HashSet<VisitorDigest> + Send, lifecycle: &Lifecycle) {
+    /// Marks those who come and the visitors of the hub's sockets, until the process stops.
+    pub async fn run(self: Arc<Self>, hub: Arc<Hub>, lifecycle: Lifecycle) {
+        let visitors = || {
+            let mut visitors = HashSet::with_capacity(hub.len());
+            hub.for_each(|conn| {
+                visitors.insert(conn.visitor());
+            });
+            visitors
+        };
+        self.drive(visitors, &lifecycle).await;
+    }
+
+    /// As [`Self::run`]; `visitors` gives the digests of all open sockets.
+    pub(crate) async fn drive(&self, visitors: impl Fn() -> HashSet<VisitorDigest> + Send, lifecycle: &Lifecycle) {
         let mut agenda = Agenda::new(self.window, self.clock.now());
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         loop {
@@ -166,7 +179,7 @@ impl Presence {
                     let round_of = batch.last.then_some(self.node);
                     let done = self.touch(&batch.visitors, round_of).await;
                     if done.is_err() {
-                        agenda.put_back(batch, self.clock.now());
+                        agenda.round_wanted(self.clock.now());
                     }
                     done
                 }

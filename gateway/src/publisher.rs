@@ -196,7 +196,7 @@ impl PublisherTask {
             self.touched(&visitors, touched_here.then_some(touch));
             ids
         });
-        answer(group, &lengths, result);
+        answer(group, &lengths, &result);
     }
 
     /// One request, repeated under its number until it is answered or `deadline` has passed.
@@ -238,7 +238,7 @@ impl PublisherTask {
 }
 
 /// Gives each submission its part of the result.
-fn answer(group: Vec<Waiting>, lengths: &[usize], result: Result<Vec<EventId>, PublishError>) {
+fn answer(group: Vec<Waiting>, lengths: &[usize], result: &Result<Vec<EventId>, PublishError>) {
     let mut ids = result.as_ref().map(|ids| ids.iter().copied());
     for (waiting, length) in group.into_iter().zip(lengths) {
         let part = ids.as_mut().map(|ids| ids.take(*length).collect()).map_err(|error| **error);

@@ -175,14 +175,17 @@ impl Relay {
         if let Some((tick, _)) = newest {
             self.gate.admit(tick);
         }
-        if let Some(snapshot) = self.attend(backplane.snapshot()).await? {
-            let state = State { snapshot, freshness: Freshness::Fresh, id: newest.map(|(_, id)| id) };
-            self.last = Some(state);
-            if let Some(age) = self.age_of(snapshot)
-                && self.watch.came(age, self.parts.clock.now()) == Freshness::Fresh
-            {
-                self.prime(state);
-            }
+        let Some(snapshot) = self.attend(backplane.snapshot()).await? else { return Ok(()) };
+        if self.parts.time.now().is_none() {
+            // Nobody has asked yet. Whoever greets with a number must know how old it is.
+            let now = self.attend(backplane.salts(&[])).await?.now;
+            self.parts.time.learned(now);
+        }
+        let freshness = self.judge(snapshot);
+        let state = State { snapshot, freshness, id: newest.map(|(_, id)| id) };
+        self.last = Some(state);
+        if freshness == Freshness::Fresh {
+            self.prime(state);
         }
         Ok(())
     }
@@ -260,22 +263,29 @@ impl Relay {
         if !entry.tick.is_some_and(|mark| self.gate.admit(mark)) {
             return Relayed::Duplicate;
         }
-        let was_stale = self.watch.is_stale();
-        // Before the backplane's time is known, what is read just now counts as new.
-        let age = self.age_of(snapshot).unwrap_or_default();
-        let freshness = self.watch.came(age, self.parts.clock.now());
+        let freshness = self.judge(snapshot);
         let state = State { snapshot, freshness, id: Some(entry.event_id()) };
         self.last = Some(state);
         if freshness == Freshness::Stale && more_follows {
             return Relayed::Duplicate;
         }
+        self.prime(state);
+        self.send_state(state, Some(entry)).await;
+        Relayed::Delivered
+    }
+
+    /// Whether a snapshot is the present truth. One that is ends the time of staleness.
+    fn judge(&mut self, snapshot: Snapshot) -> Freshness {
+        let counted_ms = snapshot.timestamp.unix_seconds().saturating_mul(1000);
+        // Before the backplane's time is known, what is read just now counts as new.
+        let age_ms = self.parts.time.now().map_or(0, |now| now.saturating_sub(counted_ms));
+        let was_stale = self.watch.is_stale();
+        let freshness = self.watch.came(Duration::from_millis(age_ms), self.parts.clock.now());
         if was_stale && freshness == Freshness::Fresh {
             self.parts.metrics.stale.set(0);
             tracing::info!("snapshots come again");
         }
-        self.prime(state);
-        self.send_state(state, Some(entry)).await;
-        Relayed::Delivered
+        freshness
     }
 
     /// Runs `work` to its end; meanwhile says when snapshots stay away, and shows that the relay lives.
@@ -347,12 +357,6 @@ impl Relay {
     async fn broadcast(&self, message: Broadcast) {
         // It ends only with the process; then nobody is left to be told.
         let _ = self.parts.broadcast.send(message).await;
-    }
-
-    /// How long ago a snapshot was counted; none before the backplane's time is known.
-    fn age_of(&self, snapshot: Snapshot) -> Option<Duration> {
-        let counted_ms = snapshot.timestamp.unix_seconds().saturating_mul(1000);
-        self.parts.time.now().map(|now| Duration::from_millis(now.saturating_sub(counted_ms)))
     }
 
     /// A producer's own visitor is marked as seen by the ticker's node alone: the others read the same entry.

@@ -115,6 +115,11 @@ impl Counts {
         self.dirty.iter().any(|address| !self.busy.contains(address))
     }
 
+    /// Whether everything has been told, and answered.
+    pub(super) fn is_told(&self) -> bool {
+        self.dirty.is_empty() && self.busy.is_empty()
+    }
+
     /// Every address is to be told anew.
     pub(super) fn mark_all(&mut self) {
         self.dirty.extend(self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address));

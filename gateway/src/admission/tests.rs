@@ -31,6 +31,15 @@ fn told(fake: &Fake, n: u8) -> Option<u32> {
     fake.told.lock().get(&address_hash(&[7; 32], ip(n))).copied()
 }
 
+/// Time is paused, so waiting in vain ends at once.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("happens")
+}
+
+async fn becomes_dirty(admission: &Admission) {
+    within(admission.dirty()).await;
+}
+
 /// Polls once: the future has started whatever it starts, and must not have ended.
 async fn start<F: Future>(future: &mut std::pin::Pin<&mut F>) {
     std::future::poll_fn(|cx| {
@@ -54,7 +63,7 @@ async fn one_too_many_is_refused_and_a_dropped_permit_makes_room() {
     assert!(admission.admit(ip(2)).await.is_ok());
 
     permits.pop();
-    admission.dirty().await;
+    becomes_dirty(&admission).await;
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(2), Some(0)));
     assert!(admission.admit(ip(1)).await.is_ok());
@@ -107,7 +116,7 @@ async fn a_silent_backplane_is_waited_for_once() {
     assert_eq!(admission.metrics.admissions_alone.value(), 3);
 
     *fake.mood.lock() = Mood::Well;
-    admission.dirty().await;
+    becomes_dirty(&admission).await;
     admission.flush_dirty().await.expect("answers");
     assert!(!admission.is_alone());
     assert_eq!(told(&fake, 1), Some(CAP));
@@ -122,7 +131,7 @@ async fn a_broken_backplane_is_not_waited_for_and_a_failed_batch_stays_dirty() {
     *fake.mood.lock() = Mood::Broken;
     let permit = admission.admit(ip(1)).await.expect("decided alone");
     assert_eq!(admission.flush_dirty().await, Err(backplane::BackplaneError::Unreachable));
-    admission.dirty().await;
+    becomes_dirty(&admission).await;
     drop(permit);
     *fake.mood.lock() = Mood::Well;
     admission.flush_dirty().await.expect("answers");
@@ -162,7 +171,7 @@ async fn an_abandoned_handshake_gives_everything_back() {
         assert_eq!(told(&fake, 1), Some(1), "the question was carried out");
     }
     fake.answers.add_permits(100);
-    admission.dirty().await;
+    becomes_dirty(&admission).await;
     admission.flush_dirty().await.expect("answers");
     assert_eq!(told(&fake, 1), Some(0));
     assert!(admission.admit(ip(1)).await.is_ok(), "the node's only place is free");
@@ -174,7 +183,7 @@ async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
     let admission = admission(&fake, 100, CAP);
     *fake.mood.lock() = Mood::Gone;
     let mut permits = vec![admission.admit(ip(1)).await.expect("decided alone")];
-    admission.gone().await;
+    within(admission.gone()).await;
     permits.push(admission.admit(ip(1)).await.expect("decided alone"));
     permits.push(admission.admit(ip(2)).await.expect("decided alone"));
     assert_eq!(admission.metrics.admissions_alone.value(), 3);

@@ -21,6 +21,8 @@
 mod members;
 mod reign;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod themes;
 mod visitors;
 

@@ -44,7 +44,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::connection::{COMMAND_TIMEOUT, Link, Role, ask_options};
+use self::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
 use self::reply::Reply;
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
@@ -88,7 +88,8 @@ impl RedisBackplane {
         let build = || builder.build().map_err(|_| SettingsError::Url("no client can be made of it"));
         let slot = redis_keyslot(settings.keys.events().as_bytes());
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        let open = |client, role| Link::open(client, role, ask_options(slot), Arc::clone(&metrics), &tasks, &end);
+        let questions = || Questions { options: ask_options(slot), schema_key: settings.keys.schema() };
+        let open = |client, role| Link::open(client, role, questions(), Arc::clone(&metrics), &tasks, &end);
         let (commands, reader) = (open(build()?, Role::Commands), open(build()?, Role::Reads));
         tracing::info!(%node, prefix = settings.keys.prefix(), "backplane is redis");
         Ok(Arc::new(Self {
@@ -156,7 +157,7 @@ fn number(number: impl Into<u64>) -> Value {
 }
 
 /// A text as scripts take it.
-fn text(text: impl ToString) -> Value {
+fn text(text: &(impl ToString + ?Sized)) -> Value {
     Value::from(text.to_string())
 }
 

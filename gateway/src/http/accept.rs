@@ -59,6 +59,7 @@ pub(super) async fn accept_until(
     mut handle: impl FnMut(TcpStream, SocketAddr) + Send,
 ) {
     let mut end = pin!(end);
+    let mut failures: u64 = 0;
     loop {
         // Biased: an end comes before work. Both arms are cancel safe: a connection is taken only when it is returned.
         let accepted = tokio::select! {
@@ -67,11 +68,21 @@ pub(super) async fn accept_until(
             accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => handle(stream, peer),
+            Ok((stream, peer)) => {
+                if failures > 0 {
+                    tracing::info!(failures, "accepting again");
+                    failures = 0;
+                }
+                handle(stream, peer);
+            }
             Err(error) => {
                 metrics.connects_failed.inc(Connect::AcceptFailed);
                 if !is_of_one_connection(&error) {
-                    tracing::warn!(%error, "accept failed, pausing");
+                    // Once per run of failures: ten lines a second would tell no more.
+                    if failures == 0 {
+                        tracing::warn!(%error, "accept failed, pausing");
+                    }
+                    failures += 1;
                     tokio::select! {
                         biased;
                         () = &mut end => return,

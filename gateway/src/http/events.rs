@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use shared::event::{EventError, IncomingEvent, parse_batch};
 use shared::ids::EventId;
 use subtle::{Choice, ConstantTimeEq};
+use tracing::Instrument;
 
 use super::Server;
 use super::body::{self, BodyError};
@@ -26,6 +27,7 @@ use crate::config::Secret;
 use crate::identity::VisitorDigest;
 use crate::metrics::{Ingest, IngestRefused, Metrics};
 use crate::publisher::{PublishError, Submission};
+use crate::telemetry::{self, TRACE_TARGET};
 
 /// The largest body.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -107,7 +109,11 @@ pub(super) async fn handle(server: &Server, request: Request<Incoming>) -> Answe
         Err(error) => return refuse_body(metrics, error),
     };
     match parse_batch(&mut body) {
-        Ok(events) => publish(server, events, traceparent).await,
+        Ok(events) => {
+            let span = tracing::info_span!(target: TRACE_TARGET, "ingest", events = events.len());
+            let traceparent = telemetry::join_trace(&span, traceparent);
+            publish(server, events, traceparent).instrument(span).await
+        }
         Err(error) => {
             metrics.ingest_refused.inc(IngestRefused::Malformed);
             json_error(StatusCode::BAD_REQUEST, error)

@@ -12,6 +12,7 @@ use crate::admission::AdmissionSettings;
 use crate::admission::fake::Fake;
 use crate::backplane::Backplane;
 use crate::backplane::memory::MemoryBackplane;
+use crate::clock::Clock;
 use crate::cluster_time::ClusterTime;
 use crate::health::Health;
 use crate::hub::{HubSettings, State};
@@ -57,6 +58,7 @@ struct Rig {
     internal: std::net::SocketAddr,
     public: Arc<Public>,
     fake: Arc<Fake>,
+    memory: Arc<dyn Backplane>,
     serving: TaskTracker,
 }
 
@@ -78,7 +80,8 @@ impl Rig {
         let window = Duration::from_secs(300);
         let time = Arc::new(ClusterTime::new(clock));
         let presence = Presence::new(Arc::clone(&memory), node, window, Arc::clone(&metrics), clock, time);
-        let (publisher, task) = Publisher::channel(memory, node, Arc::clone(&presence), Arc::clone(&metrics));
+        let (publisher, task) =
+            Publisher::channel(Arc::clone(&memory), node, Arc::clone(&presence), Arc::clone(&metrics));
         let (lifecycle, serving) = (Lifecycle::default(), TaskTracker::new());
         lifecycle.advance(plan.phase);
         if plan.publishing {
@@ -102,17 +105,8 @@ impl Rig {
             clock,
         };
         let tasks = TaskTracker::new();
-        let public = Arc::new(Public {
-            settings: plan.http,
-            admission,
-            hub,
-            publisher,
-            presence,
-            lifecycle,
-            metrics,
-            tasks,
-            clock,
-        });
+        let public =
+            Arc::new(Public { settings: plan.http, admission, hub, publisher, presence, lifecycle, metrics, tasks });
         let local = "127.0.0.1:0".parse().expect("an address");
         let (listener, internal) = (listen(local).expect("listens"), listen(local).expect("listens"));
         let rig = Self {
@@ -120,6 +114,7 @@ impl Rig {
             internal: internal.local_addr().expect("bound"),
             public: Arc::clone(&public),
             fake,
+            memory,
             serving,
         };
         rig.serving.spawn(serve_public(listener, public));
@@ -168,8 +163,11 @@ async fn rest(stream: &mut TcpStream) -> String {
     let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut bytes)).await;
     read.expect("the server closes").expect("no reset");
     let text = String::from_utf8(bytes).expect("UTF-8");
-    let date = |line: &&str| !line.starts_with("date: ");
-    text.split_inclusive("\r\n").filter(date).collect()
+    without_date(&text)
+}
+
+fn without_date(answer: &str) -> String {
+    answer.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect()
 }
 
 /// The head of an answer.

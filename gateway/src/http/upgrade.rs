@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
-    USER_AGENT,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use ::http::{Method, Request, Version};
 use fastwebsockets::upgrade::UpgradeFut;
@@ -23,6 +23,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use shared::event::VisitorId;
 use shared::message::MessageKinds;
+use tracing::Instrument;
 
 use super::Server;
 use super::linger::Linger;
@@ -34,6 +35,7 @@ use crate::hub::{Ids, NewSocket};
 use crate::identity::VisitorDigest;
 use crate::lifecycle::Phase;
 use crate::metrics::{Handshake, Metrics};
+use crate::telemetry::TRACE_TARGET;
 
 /// What the request asks for beyond a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,10 +90,11 @@ pub(super) async fn handle(
 ) -> Result<(Answer, Upgrade), Answer> {
     let metrics = &server.public.metrics;
     let attempt = Attempt::new(metrics);
-    match admit(server, request, client).await {
+    let span = tracing::info_span!(target: TRACE_TARGET, "handshake");
+    match admit(server, request, client).instrument(span).await {
         Ok((permit, wanted)) => {
-            let user_agent = request.headers().get(USER_AGENT).map(|value| value.as_bytes().to_vec());
-            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent.as_deref());
+            let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
+            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
             // It looks for key and version, which have been checked.
             let Ok((answer, socket)) = fastwebsockets::upgrade::upgrade(&mut *request) else {
                 attempt.settle(Handshake::Malformed);
@@ -344,11 +347,11 @@ mod tests {
     }
 
     fn put(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
-        request.headers_mut().insert(name, ::http::HeaderValue::from_static(value));
+        request.headers_mut().insert(name, HeaderValue::from_static(value));
     }
 
     fn add(request: &mut Request<()>, name: ::http::HeaderName, value: &'static str) {
-        request.headers_mut().append(name, ::http::HeaderValue::from_static(value));
+        request.headers_mut().append(name, HeaderValue::from_static(value));
     }
 
     proptest! {

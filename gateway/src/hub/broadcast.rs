@@ -5,7 +5,8 @@
 //!
 //! Its cost is nearly all kernel, and nearly all per write. So messages that queue up while a pass is running go out
 //! together in the next one, as ONE write per socket: the more there is to do, the cheaper each message gets, without
-//! any timer that would delay a lone one. Each form that sockets asked for (which kinds, with or without ids) is
+//! any timer that would delay a lone one. (A site whose events never pause may set a flush interval: passes then begin
+//! at least that far apart.) Each form that sockets asked for (which kinds, with or without ids) is
 //! encoded once per pass, when the first socket of that form comes along.
 //!
 //! Invariants:
@@ -21,6 +22,7 @@ use std::time::Duration;
 use shared::ids::EventId;
 use shared::message::{MessageKind, MessageKinds, with_id};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::outbox::Content;
@@ -103,13 +105,17 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
     supervise::thread("broadcaster", move || {
         let mut sockets = Vec::new();
         let mut batch = Batch::default();
+        // The next pass begins no earlier; in the past unless a flush interval is configured.
+        let mut earliest = Instant::now();
         loop {
             hub.vitals.moved(Loop::Broadcaster);
             match runtime.block_on(wait(&mut queue, &lifecycle)) {
-                Woken::Message(first) => batch.fill(first, &mut queue),
+                Woken::Message(first) => batch.push(first),
                 Woken::Idle => continue,
                 Woken::Stop => return,
             }
+            runtime.block_on(batch.gather(&mut queue, earliest, &lifecycle));
+            earliest = Instant::now() + hub.core.settings.flush_interval;
             pass(&hub, &batch.messages, &mut sockets);
             batch.clear();
         }
@@ -142,11 +148,21 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes `first` and what waits behind it, as far as one pass goes.
-    fn fill(&mut self, first: Broadcast, queue: &mut mpsc::Receiver<Broadcast>) {
-        self.push(first);
+    /// Takes what waits in the queue, and what comes until `earliest`, as far as one pass goes. A full pass goes at
+    /// once: waiting would only fill the queue behind it.
+    async fn gather(&mut self, queue: &mut mpsc::Receiver<Broadcast>, earliest: Instant, lifecycle: &Lifecycle) {
         while self.messages.len() < PASS_MESSAGES_MAX && self.bytes < PASS_BYTES_MAX {
-            let Ok(next) = queue.try_recv() else { break };
+            let next = match queue.try_recv() {
+                Ok(next) => Some(next),
+                Err(_) if earliest <= Instant::now() => None,
+                Err(_) => tokio::select! {
+                    biased;
+                    () = lifecycle.reached(Phase::Stopped) => None,
+                    next = queue.recv() => next,
+                    () = tokio::time::sleep_until(earliest) => None,
+                },
+            };
+            let Some(next) = next else { return };
             self.push(next);
         }
     }
@@ -219,5 +235,43 @@ impl Forms<'_> {
             };
             (text, content)
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(number: usize) -> Broadcast {
+        Broadcast { kind: MessageKind::NewEvent, text: format!("{number}"), id: None, state: None }
+    }
+
+    async fn gathered(queued: usize, earliest: Instant) -> usize {
+        let (sender, mut receiver) = channel();
+        for number in 0..queued {
+            sender.send(event(number)).await.expect("the receiver lives");
+        }
+        let mut batch = Batch::default();
+        batch.gather(&mut receiver.0, earliest, &Lifecycle::default()).await;
+        batch.messages.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_interval_a_pass_takes_what_waits_and_goes() {
+        let begin = Instant::now();
+        assert_eq!(gathered(0, begin).await, 0);
+        assert_eq!(gathered(3, begin).await, 3);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_an_interval_a_pass_waits_for_more_unless_it_is_full() {
+        let begin = Instant::now();
+        assert_eq!(gathered(3, begin + Duration::from_millis(200)).await, 3);
+        assert_eq!(begin.elapsed(), Duration::from_millis(200));
+        // Inv. BOUND: what is more than a pass is left for the next one.
+        let begin = Instant::now();
+        assert_eq!(gathered(PASS_MESSAGES_MAX + 7, begin + Duration::from_secs(1)).await, PASS_MESSAGES_MAX);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 }

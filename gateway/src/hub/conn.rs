@@ -205,11 +205,17 @@ impl Conn {
         self.begin_close(core, reason.into(), frame::close(reason.code(), reason.text()), queued);
     }
 
+    /// Gives the place of its address back, before its end.
+    pub(super) fn give_place_back(&self) {
+        // Taken under the lock, dropped without it: the permit has locks of its own.
+        let permit = self.inner.lock().permit.take();
+        drop(permit);
+    }
+
     /// Sends the socket away because the node is going down.
     // Inv. CAP: the address slot is free before the client knows that it has to come back.
     pub(super) fn close_draining(&self, core: &Core, retry_after_ms: u64) {
-        let permit = self.inner.lock().permit.take();
-        drop(permit);
+        self.give_place_back();
         let text = draining_text(retry_after_ms);
         let frame = frame::close(CloseReason::Draining.code(), &text);
         self.begin_close(core, Close::Draining, frame, Queued::Keep);

@@ -14,6 +14,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::{Rng, RngExt};
 use shared::close::CloseReason;
 use shared::message::encode_ping;
 
@@ -35,6 +36,9 @@ const PAUSE_MIN: Duration = Duration::from_secs(2);
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// A close must be over after this: its frame written, the peer's bytes discarded.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A socket that has grown old may come back at once: its end was spread already.
+const RETIRED_COMES_BACK_MS: u64 = 0;
 
 const _: () = assert!(PAUSE_MIN.as_secs() >= 2 * SWEEP_INTERVAL.as_secs(), "one late sweep is not a pause");
 const _: () = assert!(super::linger::LINGER_TIME.as_secs() < CLOSE_TIMEOUT.as_secs(), "lingering ends by itself");
@@ -109,6 +113,8 @@ pub(super) struct Pulse {
     frame_due: Option<SweepTime>,
     /// A close was begun and must be over by then.
     end_due: Option<SweepTime>,
+    /// The socket is old then, and its client is asked to come back.
+    old_at: Option<SweepTime>,
 }
 
 /// How long things may take.
@@ -116,6 +122,7 @@ pub(super) struct Pulse {
 pub(super) struct Limits {
     pub(super) ping_interval: Duration,
     pub(super) pong_timeout: Duration,
+    pub(super) max_age: Option<Duration>,
 }
 
 /// What a sweep does about a socket.
@@ -126,15 +133,19 @@ pub(super) enum Action {
     Ping,
     /// Close with this reason.
     Close(CloseReason),
+    /// Ask the client to come back, to whichever node the balancer chooses then.
+    Retire,
     /// End it without another word: its close got stuck.
     End,
 }
 
 impl Pulse {
     /// Of a socket that opens after the sweep at `last_sweep`.
-    pub(super) fn new(last_sweep: SweepTime, limits: Limits) -> Self {
+    pub(super) fn new<R: Rng + ?Sized>(last_sweep: SweepTime, limits: Limits, rng: &mut R) -> Self {
         let ping_due = last_sweep.after_now(limits.ping_interval);
-        Self { ping_due, pong_due: None, frame_due: None, end_due: None }
+        // Give or take a tenth: sockets that came together must not leave together.
+        let old_at = limits.max_age.map(|age| last_sweep.after_now(age.mul_f64(rng.random_range(0.9..=1.1))));
+        Self { ping_due, pong_due: None, frame_due: None, end_due: None, old_at }
     }
 
     /// Whether a pong is owed.
@@ -173,6 +184,9 @@ impl Pulse {
         }
         if due(self.pong_due) {
             return Action::Close(CloseReason::PongTimeout);
+        }
+        if due(self.old_at) {
+            return Action::Retire;
         }
         if self.ping_due <= now && self.pong_due.is_none() {
             self.ping_due = self.ping_due.after(limits.ping_interval).max(now.after(SWEEP_INTERVAL));
@@ -222,6 +236,7 @@ pub(super) fn sweep(hub: &Hub, now: SweepTime, sockets: &mut Vec<Arc<Conn>>) {
                 sent += conn.send(core, ping);
             }
             Action::Close(reason) => conn.close(core, reason),
+            Action::Retire => conn.close_draining(core, RETIRED_COMES_BACK_MS),
             Action::End => conn.end(),
         }
     }
@@ -233,7 +248,12 @@ pub(super) fn sweep(hub: &Hub, now: SweepTime, sockets: &mut Vec<Arc<Conn>>) {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { ping_interval: Duration::from_secs(30), pong_timeout: Duration::from_secs(10) };
+    const LIMITS: Limits =
+        Limits { ping_interval: Duration::from_secs(30), pong_timeout: Duration::from_secs(10), max_age: None };
+
+    fn pulse(limits: Limits) -> Pulse {
+        Pulse::new(SweepTime::START, limits, &mut rand::rng())
+    }
 
     fn at(second: u32) -> SweepTime {
         SweepTime::START.after(Duration::from_secs(second.into()))
@@ -248,13 +268,13 @@ mod tests {
     #[test]
     fn a_silent_client_is_pinged_once_and_closed_ten_seconds_later() {
         // Opened between the sweeps 0 and 1, so 30 to 31 s pass before the ping, and 40 to 41 s before the close.
-        let mut pulse = Pulse::new(at(0), LIMITS);
+        let mut pulse = pulse(LIMITS);
         assert_eq!(watch(&mut pulse, 1..=41), [(31, Action::Ping), (41, Action::Close(CloseReason::PongTimeout))]);
     }
 
     #[test]
     fn one_that_answers_is_pinged_each_thirty_seconds() {
-        let mut pulse = Pulse::new(at(0), LIMITS);
+        let mut pulse = pulse(LIMITS);
         let mut pings = Vec::new();
         for second in 1..=130 {
             match pulse.judge(at(second), LIMITS) {
@@ -272,13 +292,28 @@ mod tests {
 
     #[test]
     fn a_frame_has_ten_seconds_and_a_close_five() {
-        let mut pulse = Pulse::new(at(0), LIMITS);
+        let mut pulse = pulse(LIMITS);
         pulse.frame_begun(at(3));
         pulse.frame_done();
         pulse.frame_begun(at(5));
         assert_eq!(watch(&mut pulse, 6..=16), [(16, Action::Close(CloseReason::ProtocolViolation))]);
         pulse.close_begun(at(16));
         assert_eq!(watch(&mut pulse, 17..=22), [(22, Action::End)]);
+    }
+
+    #[test]
+    fn an_old_socket_is_retired_within_a_tenth_of_its_age() {
+        let limits = Limits { max_age: Some(Duration::from_secs(1_000)), ..LIMITS };
+        let retired_after = || {
+            let mut pulse = pulse(limits);
+            (1..2_000).find(|second| {
+                pulse.pong();
+                pulse.judge(at(*second), limits) == Action::Retire
+            })
+        };
+        let ages: Vec<u32> = (0..100).map(|_| retired_after().expect("retired at last")).collect();
+        assert!(ages.iter().all(|age| (900..=1_102).contains(age)), "{ages:?}");
+        assert!(ages.iter().max() > ages.iter().min(), "not all at once");
     }
 
     #[test]
@@ -300,7 +335,7 @@ mod tests {
     #[test]
     fn a_pause_moves_every_deadline() {
         let mut clock = SweepClock::start(Duration::ZERO);
-        let mut pulse = Pulse::new(SweepTime::START, LIMITS);
+        let mut pulse = pulse(LIMITS);
         let mut actions = Vec::new();
         // Pinged at 31 s; stopped from 35 s to 95 s; the client's pong is read right after.
         for second in (1..=35).chain(95..=127) {

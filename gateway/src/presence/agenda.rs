@@ -5,8 +5,9 @@
 //! one burst of ten thousand. [`Agenda::next`] says which of them is due; the driver does it.
 //!
 //! A round is cut into batches that are spread over half of its period. Its last batch is marked: when it is
-//! acknowledged, all visitors of this node are known. So a batch that failed stays first in line, and an empty round
-//! is one empty batch. A round that is not done when the next is due gives way to it: newer, and as complete.
+//! acknowledged, all visitors of this node were marked within the round, and an outage is over for them. So a round in
+//! which a batch fails proves nothing and is begun anew, in a hurry; and an empty round is one empty batch. A round
+//! that is not done when the next is due gives way to it: newer, and as complete.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub const ROUND_EVERY_MAX: Duration = Duration::from_secs(60);
 pub enum Pace {
     /// Spread over half of its period.
     Spread,
-    /// As fast as the backplane acknowledges: it has lost what it knew.
+    /// As fast as the backplane acknowledges: it may have lost what it knew, or has not heard of it for a while.
     Hurry,
 }
 
@@ -127,7 +128,7 @@ impl Agenda {
         self.arrivals_at.get_or_insert(now + ARRIVALS_GATHERED_FOR);
     }
 
-    /// A round is wanted at once.
+    /// A round is wanted at once: the one under way, if any, has failed, or all is to be told anew.
     pub fn round_wanted(&mut self, now: Mono) {
         self.round_at = now;
         self.pace = Pace::Hurry;
@@ -150,12 +151,6 @@ impl Agenda {
         self.batch_at = now;
         self.round_at = now + self.every;
         self.pace = Pace::Spread;
-    }
-
-    /// The batch was not acknowledged: it is first in line again.
-    pub fn put_back(&mut self, batch: Batch, now: Mono) {
-        self.batches.push_front(batch);
-        self.batch_at = now;
     }
 
     /// Nothing is to be tried before `until`.
@@ -214,19 +209,20 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_is_first_in_line_and_nothing_is_tried_before_the_backoff() {
+    fn a_round_that_failed_is_begun_anew_after_the_backoff() {
         let mut agenda = with_salts();
         let now = Duration::from_secs(1);
-        agenda.begin(visitors(600), Pace::Hurry, now);
-        let Job::Batch(first) = agenda.next(now) else { panic!("a batch") };
-        let again = first.visitors.clone();
-        agenda.put_back(first, now);
+        agenda.begin(visitors(600), Pace::Spread, now);
+        assert!(matches!(agenda.next(now), Job::Batch(Batch { last: false, .. })));
+        agenda.round_wanted(now);
         agenda.hold(now + Duration::from_millis(300));
         agenda.somebody_came(now);
         assert_eq!(agenda.next(now), Job::Wait(now + Duration::from_millis(300)));
         let now = now + Duration::from_millis(300);
         assert_eq!(agenda.next(now), Job::Arrivals);
-        assert_eq!(agenda.next(now), Job::Batch(Batch { visitors: again, last: false }));
+        assert_eq!(agenda.next(now), Job::Round(Pace::Hurry));
+        agenda.begin(visitors(600), Pace::Hurry, now);
+        assert!(matches!(agenda.next(now), Job::Batch(Batch { last: false, .. })), "from its beginning");
         assert!(matches!(agenda.next(now), Job::Batch(Batch { last: true, .. })), "in a hurry there is no gap");
     }
 

@@ -47,8 +47,8 @@ async fn each_event_reaches_each_client_once_and_in_one_order() {
     let mut plain = Vec::new();
     let mut with_ids = Vec::new();
     for node in [a, b, c] {
-        plain.push(Recorder::of(Upgrade::new().open(node.public).await));
-        with_ids.push(Recorder::of(Upgrade::query("ids=1").open(node.public).await));
+        plain.push(Recorder::join(Upgrade::new().open(node.public).await).await);
+        with_ids.push(Recorder::join(Upgrade::query("ids=1").open(node.public).await).await);
     }
     // The ticker listens on the channel from before its first tick.
     plain[0].until_new("realtime_update", SOON).await;
@@ -180,12 +180,12 @@ async fn come_and_go(interval_s: u64, slots: usize) {
     let mut cluster = Cluster::of(3, setup).await;
     let mut recorders = Vec::new();
     for node in &cluster.nodes {
-        recorders.push(Recorder::of(Upgrade::new().open(node.public).await));
+        recorders.push(Recorder::join(Upgrade::new().open(node.public).await).await);
     }
     let before = cluster.ticks().await.len();
     while cluster.ticks().await.len() < before + slots {
         let new = setup(Setup::on(&cluster.redis)).ready().await;
-        recorders.push(Recorder::of(Upgrade::new().open(new.public).await));
+        recorders.push(Recorder::join(Upgrade::new().open(new.public).await).await);
         cluster.nodes.push(new);
         let ticker = cluster.ticker().await;
         let mut leaving = cluster.nodes.remove(ticker);
@@ -215,7 +215,7 @@ async fn all_nodes_show_the_same_number_and_it_is_right() {
     // Four visitors with five sockets: dora has two, on two nodes.
     let mut watchers = Vec::new();
     for (node, visitor) in [(a, "anna"), (b, "bert"), (c, "carl"), (a, "dora"), (c, "dora")] {
-        watchers.push(Recorder::of(Upgrade::query(&format!("visitor={visitor}")).open(node.public).await));
+        watchers.push(Recorder::join(Upgrade::query(&format!("visitor={visitor}")).open(node.public).await).await);
     }
     // One who came and left.
     let left = Upgrade::query("visitor=gina").open(b.public).await;
@@ -263,8 +263,8 @@ async fn all_nodes_show_the_same_number_and_it_is_right() {
 async fn a_prefix_of_its_own_is_a_cluster_of_its_own() {
     let cluster = Cluster::of(1, |setup| setup.brisk().crowded()).await;
     let other = Setup::on(&cluster.redis).brisk().crowded().with("GATEWAY_KEY_PREFIX", "staging").ready().await;
-    let here = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
-    let there = Recorder::of(Upgrade::new().open(other.public).await);
+    let here = Recorder::join(Upgrade::new().open(cluster.nodes[0].public).await).await;
+    let there = Recorder::join(Upgrade::new().open(other.public).await).await;
     cluster.nodes[0].post_page("/here").await;
     other.post_page("/there").await;
     here.until("its event", SOON, |heard| pages_heard(heard) == 1).await;

@@ -59,6 +59,7 @@ contract! {
         complete_messages_pass_uncounted,
         who_caused_it_is_touched_in_the_same_step,
         a_turned_salt_does_not_hinder_publishing,
+        the_largest_request_fits,
     ],
     stream: [
         publishers_at_once_make_one_order_without_holes,

@@ -50,8 +50,8 @@ async fn init_comes_first_and_an_update_in_each_slot() {
     assert_eq!(last.json["data"]["active_visitors"], 1, "this client");
     assert_eq!(client.close().await, 1000);
     gateway.until_metric(r#"gateway_socket_closes_total{reason="normal"}"#, 1).await;
-    assert_eq!(gateway.metric("websocket_connections_active").await, 0);
-    assert_eq!(gateway.metric("websocket_errors_total").await, 0);
+    gateway.until_metric_is("websocket_connections_active", 0).await;
+    gateway.until_metric_is("websocket_errors_total", 0).await;
 }
 
 #[tokio::test]
@@ -61,8 +61,8 @@ async fn counts_messages_both_ways_under_the_seeds_names() {
     client.next_of("realtime_update", SOON).await;
     client.send_text(r#"{"type":"hello"}"#).await;
     gateway.until_metric(r#"websocket_messages_total{direction="received"}"#, 1).await;
-    assert!(gateway.metric(r#"websocket_messages_total{direction="sent"}"#).await >= 2);
-    assert_eq!(gateway.metric("websocket_connections_active").await, 1);
+    gateway.until_metric(r#"websocket_messages_total{direction="sent"}"#, 2).await;
+    gateway.until_metric_is("websocket_connections_active", 1).await;
 }
 
 /// The seed's times, at full length: updates on the 5 s slot, a ping after 30 s, 10 s for the answer.
@@ -70,7 +70,7 @@ async fn counts_messages_both_ways_under_the_seeds_names() {
 async fn a_client_that_never_answers_is_closed_40_to_42_seconds_after_opening() {
     let gateway = Setup::embedded().ready().await;
     let opened = Instant::now();
-    let polite = Recorder::of(Client::open(gateway.public).await);
+    let polite = Recorder::join(Client::open(gateway.public).await).await;
     let mut silent = Client::open(gateway.public).await.silent();
 
     let ping = silent.next_of("ping", Duration::from_secs(33)).await;
@@ -119,7 +119,7 @@ async fn pongs_keep_a_socket_open_and_silence_ends_it() {
     // It has answered so far and stops: an old answer does not count for a new ping.
     polite.manners = Manners::Silent;
     assert_eq!(polite.close_code(SOON).await, 4408);
-    assert_eq!(gateway.metric("websocket_errors_total").await, 1);
+    gateway.until_metric_is("websocket_errors_total", 1).await;
 }
 
 #[tokio::test]
@@ -137,8 +137,8 @@ async fn a_pong_with_a_timestamp_is_as_good() {
 #[tokio::test]
 async fn types_chooses_what_is_heard() {
     let gateway = Setup::embedded().brisk().ready().await;
-    let only_themes = Recorder::of(Upgrade::query("types=theme_stats").open(gateway.public).await);
-    let two_types = Recorder::of(Upgrade::query("types=new_event,letter_generated").open(gateway.public).await);
+    let only_themes = Recorder::join(Upgrade::query("types=theme_stats").open(gateway.public).await).await;
+    let two_types = Recorder::join(Upgrade::query("types=new_event,letter_generated").open(gateway.public).await).await;
 
     gateway.post_page("/first").await;
     let answer = gateway.post(r#"{"event_type":"cv_theme_change","theme":"backend"}"#).await;
@@ -158,8 +158,8 @@ async fn types_chooses_what_is_heard() {
 #[tokio::test]
 async fn ids_are_appended_for_those_who_ask() {
     let gateway = Setup::embedded().brisk().ready().await;
-    let plain = Recorder::of(Client::open(gateway.public).await);
-    let with_ids = Recorder::of(Upgrade::query("ids=1").open(gateway.public).await);
+    let plain = Recorder::join(Client::open(gateway.public).await).await;
+    let with_ids = Recorder::join(Upgrade::query("ids=1").open(gateway.public).await).await;
     let answer = gateway.post(r#"{"event_type":"page_view","page_url":"/cv?token=1#x"}"#).await;
     let id = answer.json()["results"][0]["id"].as_str().expect("an id").to_owned();
 

@@ -18,7 +18,7 @@ const PLANTED: &str = "PLANTED";
 #[tokio::test]
 async fn garbage_in_the_stream_is_counted_and_skipped() {
     let mut cluster = Cluster::of(1, |setup| setup.brisk().crowded()).await;
-    let recorder = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
+    let recorder = Recorder::join(Upgrade::new().open(cluster.nodes[0].public).await).await;
     let mut producer = cluster.producer().await;
 
     let unknown: [&[(&[u8], &[u8])]; 7] = [
@@ -68,13 +68,13 @@ async fn garbage_in_the_stream_is_counted_and_skipped() {
     producer.stream(&[("type", "new_event"), ("data", &extra), ("PLANTED", "PLANTED"), ("visitor", "PLANTED")]).await;
     producer.stream_page("/last").await;
 
-    recorder.until_new("/last", SOON).await;
+    recorder.until_heard("/last", SOON).await;
     let node = &mut cluster.nodes[0];
     node.assert_alive();
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="unknown_type"}"#).await, unknown.len() as u64);
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="malformed"}"#).await, malformed.len() as u64);
-    assert_eq!(node.metric(r#"gateway_stream_entries_total{outcome="unfenced"}"#).await, 2);
-    assert!(node.metric(r#"gateway_stream_entries_total{outcome="duplicate"}"#).await >= 1);
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="unknown_type"}"#, unknown.len() as u64).await;
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="malformed"}"#, malformed.len() as u64).await;
+    node.until_metric_is(r#"gateway_stream_entries_total{outcome="unfenced"}"#, 2).await;
+    node.until_metric(r#"gateway_stream_entries_total{outcome="duplicate"}"#, 1).await;
     recorder.until_new("realtime_update", SOON).await;
     let heard = recorder.heard();
     assert!(heard.iter().all(|one| !one.text.contains(PLANTED) && !one.text.contains("424242424242")), "{heard:?}");
@@ -88,7 +88,7 @@ async fn garbage_in_the_stream_is_counted_and_skipped() {
 #[tokio::test]
 async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     let mut cluster = Cluster::of(2, |setup| setup.brisk().crowded()).await;
-    let recorder = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
+    let recorder = Recorder::join(Upgrade::new().open(cluster.nodes[0].public).await).await;
     recorder.until_new("realtime_update", SOON).await;
     let mut producer = cluster.producer().await;
     let nested = [vec![b'{'; 50_000], vec![b'}'; 50_000]].concat();
@@ -114,7 +114,7 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     producer.publish(br#"{"type":"cv_theme_change","data":{"theme":"backend","PLANTED":1},"PLANTED":"PLANTED"}"#).await;
     producer.publish(br#"{"type":"letter_generate","letter_type":"motivation","company":"PLANTED"}"#).await;
     producer.publish_page("/last").await;
-    recorder.until_new("/last", SOON).await;
+    recorder.until_heard("/last", SOON).await;
 
     let heard: Vec<String> = recorder
         .messages(&["new_event", "theme_stats", "letter_generated"])
@@ -126,8 +126,8 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     let ticker = cluster.ticker().await;
     let node = &mut cluster.nodes[ticker];
     node.assert_alive();
-    assert_eq!(node.metric(r#"gateway_legacy_messages_total{outcome="invalid"}"#).await, garbage.len() as u64);
-    assert_eq!(node.metric(r#"gateway_legacy_messages_total{outcome="moved"}"#).await, 3);
+    node.until_metric_is(r#"gateway_legacy_messages_total{outcome="invalid"}"#, garbage.len() as u64).await;
+    node.until_metric_is(r#"gateway_legacy_messages_total{outcome="moved"}"#, 3).await;
     assert!(!node.log().contains(PLANTED), "{}", node.log());
     // Inv. ANON: nor does it stand in the stream.
     let stream = format!("{:?}", producer.call(&["XRANGE", "{analytics}:events", "-", "+"]).await);
@@ -138,7 +138,7 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
 async fn a_flood_of_garbage_is_no_flood_of_log_lines() {
     let cluster = Cluster::of(1, |setup| setup.brisk().crowded()).await;
     let node = &cluster.nodes[0];
-    let recorder = Recorder::of(Upgrade::new().open(node.public).await);
+    let recorder = Recorder::join(Upgrade::new().open(node.public).await).await;
     recorder.until_new("realtime_update", SOON).await;
     let before = node.log().lines().count();
     let mut producer = cluster.producer().await;
@@ -147,7 +147,7 @@ async fn a_flood_of_garbage_is_no_flood_of_log_lines() {
         producer.publish(PLANTED.as_bytes()).await;
     }
     producer.stream_page("/last").await;
-    recorder.until_new("/last", SOON).await;
+    recorder.until_heard("/last", SOON).await;
     node.until_metric(r#"gateway_legacy_messages_total{outcome="invalid"}"#, 1_000).await;
     let lines = node.log().lines().count() - before;
     assert!(lines < 100, "{lines} lines");
@@ -158,7 +158,7 @@ async fn keys_of_a_wrong_type_hinder_until_they_are_put_right() {
     let mut cluster = Cluster::of(2, |setup| setup.brisk().crowded()).await;
     let mut recorders = Vec::new();
     for node in &cluster.nodes {
-        recorders.push(Recorder::of(Upgrade::new().open(node.public).await));
+        recorders.push(Recorder::join(Upgrade::new().open(node.public).await).await);
     }
     let mut redis = Resp::to(&cluster.redis).await;
     for name in ["visitors", "events", "ticker", "nodes"] {

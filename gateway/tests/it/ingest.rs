@@ -41,7 +41,7 @@ async fn without_a_configured_token_there_is_no_such_path() {
 #[tokio::test]
 async fn each_event_is_judged_by_itself() {
     let gateway = Setup::embedded().brisk().ready().await;
-    let recorder = Recorder::of(Client::open(gateway.public).await);
+    let recorder = Recorder::join(Client::open(gateway.public).await).await;
     let mixed = br#"[
         {"event_type":"page_view","page_url":"/one"},
         {"event_type":"Page View","page_url":"/two"},
@@ -70,7 +70,7 @@ async fn each_event_is_judged_by_itself() {
 #[tokio::test]
 async fn themes_are_counted_with_their_share() {
     let gateway = Setup::embedded().brisk().ready().await;
-    let recorder = Recorder::of(Client::open(gateway.public).await);
+    let recorder = Recorder::join(Client::open(gateway.public).await).await;
     for theme in ["backend", "backend", "frontend", "backend"] {
         let answer = gateway.post(&format!(r#"{{"event_type":"cv_theme_change","theme":"{theme}"}}"#)).await;
         assert_eq!(answer.status(), 202);
@@ -144,7 +144,7 @@ async fn ten_megabytes_are_refused_before_they_are_read() {
 #[tokio::test]
 async fn only_the_allow_list_reaches_viewers() {
     let gateway = Setup::embedded().brisk().ready().await;
-    let recorder = Recorder::of(Client::open(gateway.public).await);
+    let recorder = Recorder::join(Client::open(gateway.public).await).await;
     let events = br#"[
         {"event_type":"page_view","page_url":"https://user:PLANTED@site.example/cv?q=PLANTED#PLANTED",
          "visitor_id":"PLANTED-visitor","email":"PLANTED@example.org","data":{"PLANTED":"PLANTED"},"PLANTED":1},

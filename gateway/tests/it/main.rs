@@ -8,8 +8,6 @@
 //! No test sleeps and hopes. What should happen is waited for with a deadline; that something does *not* happen is
 //! shown by a later event which would have come after it.
 
-#![allow(clippy::disallowed_methods, reason = "a test may ask what time it is")]
-
 mod cap;
 mod cluster;
 mod contract;
@@ -20,6 +18,7 @@ mod hostile;
 mod ingest;
 mod lifecycle;
 mod privacy;
+mod redis_backplane;
 mod redis_forms;
 mod slow_readers;
 mod support;

@@ -47,7 +47,7 @@ async fn who_watches_and_who_is_watched_is_found_nowhere() {
             .header("Cookie", "session=PLANTED")
             .header("Referer", "https://site.example/PLANTED")
     };
-    let watcher = Recorder::of(viewer("ids=1").open(gateway.public).await);
+    let watcher = Recorder::join(viewer("ids=1").open(gateway.public).await).await;
     let named = viewer("visitor=PLANTED-visitor&utm=PLANTED").open(gateway.public).await;
     let refused = viewer("types=PLANTED").refused(gateway.public).await;
     assert!(!refused.body.contains("PLANTED"), "{}", refused.body);

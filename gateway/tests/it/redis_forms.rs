@@ -11,7 +11,7 @@ use crate::support::wait::{SOON, until};
 async fn check(options: Options) {
     let redis = RedisServer::with(options);
     let gateway = Setup::on(&redis).brisk().ready().await;
-    let recorder = Recorder::of(Upgrade::new().open(gateway.public).await);
+    let recorder = Recorder::join(Upgrade::new().open(gateway.public).await).await;
     gateway.post_page("/cv").await;
     recorder.until("the event", SOON, |heard| heard.iter().any(|one| one.text.contains("new_event"))).await;
     recorder.until_new("realtime_update", SOON).await;
@@ -54,6 +54,7 @@ async fn another_version_of_the_contract_is_refused() {
     let redis = RedisServer::start();
     Resp::to(&redis).await.call(&["SET", "{analytics}:schema", "99"]).await;
     let gateway = Setup::on(&redis).brisk().start().await;
-    until("the reason is told", SOON, async || gateway.log().contains("schema").then_some(())).await;
-    assert_ne!(gateway.probe("/readyz").await, Some(200));
+    until("the reason is told", SOON, async || gateway.log().contains("version of the contract").then_some(())).await;
+    assert_eq!(gateway.probe("/readyz").await, Some(503));
+    assert_eq!(gateway.metric("gateway_ticker").await, 0, "nor does it tick");
 }

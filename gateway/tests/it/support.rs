@@ -1,7 +1,5 @@
 //! The harness: what starts, drives, watches and ends real processes.
 
-#![allow(dead_code, reason = "the suites that use all of it are being written")]
-
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod frame;

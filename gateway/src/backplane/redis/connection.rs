@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use fred::clients::WithOptions;
 use fred::error::Error;
-use fred::interfaces::{ClientLike, EventInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface};
 use fred::types::config::{Options, Server};
 use fred::types::{ClusterHash, ConnectHandle};
+use shared::keys::SCHEMA_VERSION;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -73,12 +74,21 @@ pub(super) struct Link<C> {
     _end: DropGuard,
 }
 
-impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
+/// How a supervisor asks, and for what.
+#[derive(Debug, Clone)]
+pub(super) struct Questions {
+    /// Says which node of a cluster is asked: see [`ask_options`].
+    pub(super) options: Options,
+    /// The key that holds the version of the contract.
+    pub(super) schema_key: String,
+}
+
+impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static> Link<C> {
     /// Starts connecting, and a supervisor on `tasks` that goes on until `end` or until the link is dropped.
     pub(super) fn open(
         client: C,
         role: Role,
-        ask: Options,
+        questions: Questions,
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
         end: &CancellationToken,
@@ -89,13 +99,16 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
         let supervisor = Supervisor {
             client: client.clone(),
             role,
-            ask: client.with_options(&ask),
+            ask: client.with_options(&questions.options),
+            read: client.with_options(&Options { cluster_hash: None, ..questions.options }),
+            schema_key: questions.schema_key,
             metrics,
             verdict,
             suspect: Arc::clone(&suspect),
             pings_lost: 0,
             failures: 0,
             connected_before: false,
+            checked: false,
         };
         tasks.spawn(supervisor.run(end.clone()));
         Self { client, verdict: watched, suspect, _end: end.drop_guard() }
@@ -136,8 +149,11 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
 struct Supervisor<C: ClientLike> {
     client: C,
     role: Role,
-    /// Asks the server that holds our keys.
+    /// Asks the server that matters to this connection.
     ask: WithOptions<C>,
+    /// Reads the key wherever it is.
+    read: WithOptions<C>,
+    schema_key: String,
     metrics: Arc<Metrics>,
     verdict: watch::Sender<Verdict>,
     suspect: Arc<Notify>,
@@ -145,70 +161,119 @@ struct Supervisor<C: ClientLike> {
     /// Failures since the last connection; only the first is logged.
     failures: u64,
     connected_before: bool,
+    /// Whether the server behind the present connection has been looked at.
+    checked: bool,
 }
 
-impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
+impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     async fn run(mut self, end: CancellationToken) {
+        let mut library = self.client.connect();
+        tokio::select! {
+            biased;
+            () = end.cancelled() => {}
+            () = self.watch(&mut library) => {}
+        }
+        self.finish(library).await;
+    }
+
+    async fn watch(&mut self, library: &mut ConnectHandle) {
         let mut connections = self.client.reconnect_rx();
         let mut errors = self.client.error_rx();
-        let mut library = self.client.connect();
         let mut ask = interval(PING_INTERVAL);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // Each branch is cancel safe: a receive, a notification, a tick, a handle that is polled again.
+            // Each branch is cancel safe: a receive, a notification, a tick, a handle that is polled again. Errors
+            // come before connections: the last word is whether the newest connection answers.
             tokio::select! {
                 biased;
-                () = end.cancelled() => break,
-                ended = &mut library => {
+                ended = &mut *library => {
                     self.library_ended(ended.map_err(|_| "panic"));
                     // Only configuration errors get here; one of them can heal: a server that was no cluster yet.
-                    tokio::select! {
-                        () = end.cancelled() => break,
-                        () = sleep(RESTART_PAUSE) => library = self.client.connect(),
-                    }
+                    sleep(RESTART_PAUSE).await;
+                    *library = self.client.connect();
                 }
-                connected = connections.recv() => match connected {
-                    Ok(_) | Err(RecvError::Lagged(_)) => self.connected().await,
-                    Err(RecvError::Closed) => connections = self.client.reconnect_rx(),
-                },
                 error = errors.recv() => match error {
                     Ok((error, server)) => self.failed(&error, server.as_ref()),
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => errors = self.client.error_rx(),
                 },
+                connected = connections.recv() => match connected {
+                    Ok(_) | Err(RecvError::Lagged(_)) => {
+                        self.checked = false;
+                        self.look().await;
+                        // A cluster tells of each of its nodes; one look was enough.
+                        while connections.try_recv().is_ok() {}
+                    }
+                    Err(RecvError::Closed) => connections = self.client.reconnect_rx(),
+                },
                 () = self.suspect.notified() => self.reconnect().await,
-                _ = ask.tick(), if self.role != Role::Reads => self.ping().await,
+                _ = ask.tick() => {
+                    let fit = self.checked && *self.verdict.borrow() == Verdict::Usable;
+                    match (self.client.is_connected(), fit) {
+                        (false, _) => {}
+                        (true, false) => self.look().await,
+                        (true, true) if self.role == Role::Reads => {}
+                        (true, true) => self.ping().await,
+                    }
+                }
             }
         }
-        self.finish(library).await;
     }
 
-    /// A new connection: looks at the server before it is used.
-    async fn connected(&mut self) {
-        let verdict = match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
-            Ok(Ok(info)) => judge(&info, self.role),
-            Ok(Err(error)) if error.details().starts_with("NOPERM") => {
-                tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
-                Verdict::Usable
-            }
-            // Broke again, or does not answer: the next connection, or the next ping, tells.
-            Ok(Err(_)) | Err(_) => return,
-        };
-        if self.role == Role::Commands {
-            if let Verdict::Unusable(reason) = verdict {
+    /// Looks at the server behind a new connection, before it is used. Tried again until it answers, and while it
+    /// will not do.
+    async fn look(&mut self) {
+        let Some(verdict) = self.ask_verdict().await else { return };
+        let news = self.verdict.send_replace(verdict) != verdict || !self.checked;
+        if let Verdict::Unusable(reason) = verdict {
+            if news && self.role == Role::Commands {
                 tracing::error!(reason, "this redis cannot be used");
-            } else {
-                tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
+                self.metrics.backplane_up.set(0);
             }
-            self.metrics.backplane_up.set(i64::from(verdict == Verdict::Usable));
+            self.checked = true;
+            return;
         }
-        if self.connected_before {
+        if news && self.role == Role::Commands {
+            tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
+            self.metrics.backplane_up.set(1);
+        }
+        if news && self.connected_before {
             self.metrics.backplane_reconnects.inc();
         }
         self.connected_before = true;
+        self.checked = true;
         self.failures = 0;
         self.pings_lost = 0;
-        self.verdict.send_replace(verdict);
+    }
+
+    /// None when the server does not answer.
+    async fn ask_verdict(&self) -> Option<Verdict> {
+        let first = !self.checked && self.role == Role::Commands;
+        match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
+            Ok(Ok(info)) => {
+                if first {
+                    warn_of_eviction(&info);
+                }
+                match judge(&info) {
+                    Verdict::Usable => {}
+                    unfit => return Some(unfit),
+                }
+            }
+            Ok(Err(error)) if error.details().starts_with("NOPERM") => {
+                if first {
+                    tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
+                }
+            }
+            Ok(Err(_)) | Err(_) => return None,
+        }
+        // Each beat looks at it too, and says it first. But whoever does not speak the contract must not even begin
+        // to publish or to tick.
+        match timeout(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await {
+            Ok(Ok(schema)) => Some(judge_schema(schema.as_deref())),
+            // Of another type: that is corrupt, and for the beat to say.
+            Ok(Err(error)) if error.details().starts_with("WRONGTYPE") => Some(Verdict::Usable),
+            Ok(Err(_)) | Err(_) => None,
+        }
     }
 
     fn failed(&mut self, error: &Error, server: Option<&Server>) {
@@ -236,13 +301,10 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
     }
 
     async fn ping(&mut self) {
-        if !self.client.is_connected() {
-            return;
-        }
         let answered = matches!(timeout(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Ok(Ok(())));
         if answered {
             self.pings_lost = 0;
-            if self.role == Role::Commands && *self.verdict.borrow() == Verdict::Usable {
+            if self.role == Role::Commands {
                 self.metrics.backplane_up.set(1);
             }
             return;
@@ -271,31 +333,48 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
             tracing::debug!(role = ?self.role, "redis did not take the goodbye");
         }
         library.abort();
+        // Cancelled, or done: either way it has ended.
+        let _ = library.await;
         if self.role == Role::Commands {
             self.metrics.backplane_up.set(0);
         }
     }
 }
 
+/// What a node of another release is told, here and by its beats.
+pub(super) const OTHER_SCHEMA: &str = "key schema: the data there follow another version of the contract";
 const TOO_OLD: &str = "Redis 7 or newer, or Valkey, is needed";
 const REDIS_MAJOR_MIN: u64 = 7;
 
-/// Reads what INFO says of version and eviction.
-fn judge(info: &str, role: Role) -> Verdict {
-    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'));
-    let major = field("redis_version").and_then(|version| version.split('.').next()?.parse::<u64>().ok());
-    let valkey = field("valkey_version").is_some();
-    match field("maxmemory_policy") {
-        Some(policy) if policy != "noeviction" && role == Role::Commands => tracing::warn!(
+/// Reads what INFO says of the version.
+fn judge(info: &str) -> Verdict {
+    let major = field(info, "redis_version").and_then(|version| version.split('.').next()?.parse::<u64>().ok());
+    match major {
+        Some(major) if major < REDIS_MAJOR_MIN && field(info, "valkey_version").is_none() => Verdict::Unusable(TOO_OLD),
+        // A server that hides its version is given the benefit of the doubt.
+        _ => Verdict::Usable,
+    }
+}
+
+fn warn_of_eviction(info: &str) {
+    if let Some(policy) = field(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
+        tracing::warn!(
             policy,
             "redis may evict keys when memory is short: visitors, leases and caps can vanish; set maxmemory-policy \
              to noeviction"
-        ),
-        _ => {}
+        );
     }
-    match major {
-        Some(major) if major < REDIS_MAJOR_MIN && !valkey => Verdict::Unusable(TOO_OLD),
-        // A server that hides its version is given the benefit of the doubt.
+}
+
+fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// A node runs beside versions that differ by one.
+fn judge_schema(schema: Option<&str>) -> Verdict {
+    match schema.map(str::parse::<u32>) {
+        Some(Ok(schema)) if schema.abs_diff(SCHEMA_VERSION) > 1 => Verdict::Unusable(OTHER_SCHEMA),
+        // None yet, or no number: the beat writes it, or says that it is corrupt.
         _ => Verdict::Usable,
     }
 }
@@ -316,12 +395,22 @@ mod tests {
 
     #[test]
     fn the_version_decides() {
-        let check = |info: &str, want| assert_eq!(judge(info, Role::Commands), want, "{info:?}");
+        let check = |info: &str, want| assert_eq!(judge(info), want, "{info:?}");
         check("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n", Verdict::Usable);
         check("redis_version:8.2.1\r\n", Verdict::Usable);
         check("redis_version:6.2.14\r\n", Verdict::Unusable(TOO_OLD));
         check("redis_version:6.0.0\r\nserver_name:valkey\r\nvalkey_version:9.0.0\r\n", Verdict::Usable);
         check("redis_version:unknown\r\n", Verdict::Usable);
         check("", Verdict::Usable);
+    }
+
+    #[test]
+    fn a_contract_may_differ_by_one() {
+        let check = |schema, want| assert_eq!(judge_schema(schema), want, "{schema:?}");
+        check(None, Verdict::Usable);
+        check(Some("x"), Verdict::Usable);
+        check(Some("0"), Verdict::Usable);
+        check(Some("2"), Verdict::Usable);
+        check(Some("3"), Verdict::Unusable(OTHER_SCHEMA));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::ids::NodeId;
 
+use super::connection::OTHER_SCHEMA;
 use super::reply::{ODD_REPLY, hex};
 use super::{RedisBackplane, millis, number, text};
 use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
@@ -21,13 +22,13 @@ impl RedisBackplane {
         };
         let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
         let generation = hex(&rand::random::<[u8; 16]>());
-        let arguments = vec![text(node), text(join), number(millis(lease)), text(generation)];
+        let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
         let standing = match reply.text()?.as_str() {
             "member" => Standing::Member,
             "gone" => Standing::Gone,
             "incompatible" => {
-                return Err(BackplaneError::Incompatible("the data there are of another version of the contract"));
+                return Err(BackplaneError::Incompatible(OTHER_SCHEMA));
             }
             _ => return Err(ODD_REPLY),
         };
@@ -36,13 +37,13 @@ impl RedisBackplane {
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
         let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
-        self.run(&self.scripts.leave, keys, vec![text(node)]).await.map(|_| ())
+        self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
     pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
         let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
         let arguments = vec![
-            text(request.node),
+            text(&request.node),
             number(request.held),
             number(request.wanted),
             number(request.cap),
@@ -60,7 +61,7 @@ impl RedisBackplane {
     pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
             let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
-            let mut arguments = vec![text(node)];
+            let mut arguments = vec![text(&node)];
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
             self.run(&self.scripts.set_counts, keys, arguments).await?;
         }

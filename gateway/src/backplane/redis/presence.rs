@@ -9,7 +9,7 @@ use shared::ids::NodeId;
 
 use super::reply::{ODD_REPLY, hex, parse_hex};
 use super::{RedisBackplane, number, text};
-use crate::backplane::{BackplaneError, Result, Salt, Salts, Touch, TouchReply};
+use crate::backplane::{BackplaneError, Result, Salt, Salts, TOUCH_VISITORS_MAX, Touch, TouchReply};
 
 const ODD_SALT: BackplaneError = BackplaneError::Corrupt("key salt: not a salt");
 const ODD_SECRET: BackplaneError = BackplaneError::Corrupt("key secret: not 32 bytes in hex");
@@ -26,7 +26,7 @@ impl RedisBackplane {
         for _ in 0..DAY_GUESSES {
             let yesterday = day.saturating_sub(1);
             let keys = vec![self.keys.salt(day), self.keys.salt(yesterday)];
-            let arguments = vec![number(day), text(offered(day)), text(offered(yesterday))];
+            let arguments = vec![number(day), text(&offered(day)), text(&offered(yesterday))];
             let mut reply = self.run(&self.scripts.salts, keys, arguments).await?;
             match reply.text()?.as_str() {
                 "salts" => {
@@ -59,11 +59,12 @@ impl RedisBackplane {
 
 /// Day, fingerprint, round, then visitor and alias of each.
 pub(super) fn touch_arguments(touch: &Touch) -> Vec<Value> {
+    debug_assert!(touch.seen.len() <= TOUCH_VISITORS_MAX, "the caller cuts batches");
     let round_of = touch.round_of.as_ref().map(NodeId::to_string).unwrap_or_default();
-    let mut arguments = vec![number(touch.day), text(&touch.fingerprint), text(round_of)];
+    let mut arguments = vec![number(touch.day), text(&touch.fingerprint), text(&round_of)];
     for seen in &touch.seen {
-        arguments.push(text(seen.visitor));
-        arguments.push(text(seen.alias.map(|alias| alias.to_string()).unwrap_or_default()));
+        arguments.push(text(&seen.visitor));
+        arguments.push(text(&seen.alias.map(|alias| alias.to_string()).unwrap_or_default()));
     }
     arguments
 }

@@ -8,11 +8,12 @@ use shared::message::MessageKind;
 use super::presence::{parse_touched, touch_arguments};
 use super::reply::{ODD_REPLY, Reply};
 use super::{RedisBackplane, number, text};
-use crate::backplane::{Publication, Publish, PublishReply, Result};
+use crate::backplane::{PUBLISH_ITEMS_MAX, Publication, Publish, PublishReply, Result};
 
 impl RedisBackplane {
     /// Inv. ORDER: the items stand in the stream as they stand in the request, with nothing between them.
     pub(super) async fn append(&self, request: &Publish) -> Result<PublishReply> {
+        debug_assert!(request.items.len() <= PUBLISH_ITEMS_MAX, "the caller cuts requests");
         // Without a touch no salt is read; a key must be named all the same.
         let day = request.touch.as_ref().map_or(0, |touch| touch.day);
         let keys = vec![
@@ -30,10 +31,10 @@ impl RedisBackplane {
             None => (String::new(), String::new()),
         };
         let mut arguments = vec![
-            text(request.node),
+            text(&request.node),
             number(request.number),
-            text(lease_node),
-            text(lease_epoch),
+            text(&lease_node),
+            text(&lease_epoch),
             self.member_lease(),
             text(request.traceparent.as_deref().unwrap_or_default()),
             number(request.items.len() as u64),
@@ -73,7 +74,7 @@ fn item_arguments(item: &Publication) -> [Value; 3] {
             ("theme", MessageKind::ThemeStats, theme.as_str().to_owned())
         }
     };
-    [text(how), text(kind.as_str()), text(data)]
+    [text(how), text(kind.as_str()), text(&data)]
 }
 
 fn done(mut reply: Reply) -> Result<PublishReply> {

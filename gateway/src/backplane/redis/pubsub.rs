@@ -17,19 +17,24 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
 
 use super::RedisBackplane;
-use super::connection::{COMMAND_TIMEOUT, Link, Role, ask_options};
+use super::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
 use super::reply::{self, ODD_REPLY};
 use crate::backplane::{BackplaneError, LEGACY_QUEUE_MAX, Result};
 use crate::metrics::{Legacy, Metrics};
 
+/// Messages that may wait in the library; a burst beyond is counted as lost.
+const EVENTS_QUEUED_MAX: usize = 8192;
+
 impl RedisBackplane {
     pub(super) async fn subscribe_legacy(&self) -> Result<mpsc::Receiver<Bytes>> {
-        let client = self.builder.build_subscriber_client().map_err(|error| reply::error(&error))?;
+        let mut builder = self.builder.clone();
+        // Here alone: each client has half a dozen such queues, and they are allocated whole, megabytes in all.
+        builder.with_performance_config(|config| config.broadcast_channel_capacity = EVENTS_QUEUED_MAX);
+        let client = builder.build_subscriber_client().map_err(|error| reply::error(&error))?;
         let messages = client.message_rx();
         let connections = client.reconnect_rx();
-        // The library sends SUBSCRIBE to the node of the client's own name; that one has to be asked.
-        let ask = ask_options(redis_keyslot(client.id().as_bytes()));
-        let link = Link::open(client, Role::Subscription, ask, Arc::clone(&self.metrics), &self.tasks, &self.end);
+        let questions = Questions { options: ask_options(home_slot(&client)), schema_key: self.keys.schema() };
+        let link = Link::open(client, Role::Subscription, questions, Arc::clone(&self.metrics), &self.tasks, &self.end);
         let subscription =
             Subscription { link, channel: self.keys.legacy_channel(), metrics: Arc::clone(&self.metrics) };
         let subscribe = async {
@@ -49,6 +54,12 @@ impl RedisBackplane {
     }
 }
 
+/// On a cluster the library sends SUBSCRIBE to the node that owns the slot of the client's own name: that one has to
+/// be asked whether it is there.
+fn home_slot(client: &SubscriberClient) -> u16 {
+    redis_keyslot(client.id().as_bytes())
+}
+
 struct Subscription {
     link: Link<SubscriberClient>,
     channel: String,
@@ -61,7 +72,7 @@ impl Subscription {
     async fn subscribe(&self) -> Result<()> {
         let client = self.link.client();
         client.subscribe(self.channel.as_str()).await.map_err(|error| reply::error(&error))?;
-        let ask = client.with_options(&ask_options(redis_keyslot(client.id().as_bytes())));
+        let ask = client.with_options(&ask_options(home_slot(client)));
         ask.ping::<String>(None).await.map_err(|error| reply::error(&error)).map(|_| ())
     }
 

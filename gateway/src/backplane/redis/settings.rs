@@ -64,8 +64,6 @@ pub enum SettingsError {
 
 /// Commands that may wait in a client. Beyond: [`crate::backplane::BackplaneError::Backpressure`].
 const COMMANDS_QUEUED_MAX: usize = 4096;
-/// Pub/sub messages and events that may wait; a burst beyond is counted as lost.
-const EVENTS_QUEUED_MAX: usize = 8192;
 /// Longest time to connect, TLS included.
 const CONNECT_TIMEOUT_MS: u64 = 3000;
 /// Waits between tries to connect: the first, the longest, and the jitter on each, in ms.
@@ -105,7 +103,6 @@ impl RedisSettings {
         builder.set_policy(policy);
         builder.set_performance_config(PerformanceConfig {
             default_command_timeout: COMMAND_TIMEOUT,
-            broadcast_channel_capacity: EVENTS_QUEUED_MAX,
             ..PerformanceConfig::default()
         });
         builder.set_connection_config(ConnectionConfig {

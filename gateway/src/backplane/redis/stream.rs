@@ -18,6 +18,9 @@ use super::connection::COMMAND_TIMEOUT;
 use super::reply::{self, ODD_REPLY, Reply};
 use crate::backplane::{BackplaneError, Entry, Result, TickMark};
 
+/// Entries of one XREVRANGE.
+const NEWEST_PORTION: usize = 1000;
+
 impl RedisBackplane {
     /// XREAD BLOCK on the connection that does nothing else: a blocked connection answers nobody.
     pub(super) async fn read_stream(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>> {
@@ -52,14 +55,27 @@ impl RedisBackplane {
         }
     }
 
-    /// The newest entries, oldest first.
+    /// The newest entries, oldest first. Asked for in portions, each with a bound of its own: a node that starts asks
+    /// for the whole stream, which neither blocks Redis in one piece nor has to come within one command's time.
     pub(super) async fn newest_entries(&self, count: usize) -> Result<Vec<Entry>> {
-        let newest = self.command(|client| async move {
-            client.xrevrange::<Value, _, _, _>(self.keys.events(), "+", "-", Some(count as u64)).await
-        });
-        let mut entries = entries(newest.await?)?;
-        entries.reverse();
-        Ok(entries)
+        let mut newest = Vec::new();
+        let mut below = "+".to_owned();
+        while newest.len() < count {
+            let portion = (count - newest.len()).min(NEWEST_PORTION);
+            let end = below.clone();
+            let read = self.command(|client| async move {
+                client.xrevrange::<Value, _, _, _>(self.keys.events(), end, "-", Some(portion as u64)).await
+            });
+            let read = entries(read.await?)?;
+            let (len, last) = (read.len(), read.last().map(|entry| entry.id));
+            newest.extend(read);
+            match last {
+                Some(id) if len == portion => below = format!("({id}"),
+                _ => break,
+            }
+        }
+        newest.reverse();
+        Ok(newest)
     }
 
     /// The entry at `id`.

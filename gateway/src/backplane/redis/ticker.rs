@@ -33,7 +33,7 @@ impl RedisBackplane {
 
     pub(super) async fn claim_ticker(&self, node: NodeId, lease: Duration) -> Result<ClaimReply> {
         let keys = vec![self.keys.ticker(), self.keys.snapshot()];
-        let mut reply = self.run(&self.scripts.claim, keys, vec![text(node), number(millis(lease))]).await?;
+        let mut reply = self.run(&self.scripts.claim, keys, vec![text(&node), number(millis(lease))]).await?;
         let held = match reply.text()?.as_str() {
             "held" => true,
             "taken" => false,
@@ -45,7 +45,7 @@ impl RedisBackplane {
     }
 
     pub(super) async fn release_ticker(&self, lease: Lease) -> Result<()> {
-        let arguments = vec![text(lease.node), text(lease.epoch)];
+        let arguments = vec![text(&lease.node), text(&lease.epoch)];
         self.run(&self.scripts.release, vec![self.keys.ticker()], arguments).await.map(|_| ())
     }
 
@@ -59,9 +59,9 @@ impl RedisBackplane {
             self.keys.events(),
         ];
         let arguments = vec![
-            text(request.lease.node),
-            text(request.lease.epoch),
-            text(request.slot),
+            text(&request.lease.node),
+            text(&request.lease.epoch),
+            text(&request.slot),
             number(millis(request.interval)),
             number(millis(request.window)),
             self.member_lease(),

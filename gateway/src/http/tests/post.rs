@@ -51,6 +51,23 @@ async fn each_event_has_its_result_in_its_place() {
     assert_eq!((metrics.ingest.value(Ingest::Accepted), metrics.ingest.value(Ingest::Invalid)), (2, 3));
 }
 
+// Inv. ANON: nothing but the allowed fields stands in the stream; the trace context goes along.
+#[tokio::test]
+async fn what_reaches_the_stream() {
+    let rig = Rig::new(Plan::default()).await;
+    let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let event = r#"{"event_type":"page_view","page_url":"/cv?mail=a@b.c","visitor_id":"v-secret","email":"a@b.c"}"#;
+    let answer = post(&rig, &format!("{}traceparent: {context}\r\n", bearer()), event).await;
+    assert_eq!(parts(&answer).0, "202");
+    let entries = rig.memory.newest(10).await.expect("answers");
+    let [entry] = &entries[..] else { panic!("one entry: {entries:?}") };
+    assert_eq!(entry.traceparent.as_deref(), Some(context));
+    assert!(parts(&answer).1.contains(&entry.event_id().to_string()));
+    let data = std::str::from_utf8(&entry.data).expect("UTF-8");
+    assert!(data.starts_with(r#"{"event_type":"page_view","page_url":"/cv","timestamp":""#), "{data}");
+    assert!(!format!("{entry:?}").contains("secret") && !data.contains('@'), "{entry:?}");
+}
+
 #[tokio::test]
 async fn refused_as_a_whole() {
     let rig = Rig::new(Plan::default()).await;
@@ -127,6 +144,22 @@ async fn a_body_above_the_limit_gets_an_answer_that_can_be_read() {
     // Just within the limit it is read.
     let blanks = " ".repeat(64 * 1024 - 2);
     assert_eq!(parts(&post(&rig, &bearer(), &format!("[]{blanks}")).await).0, "400");
+}
+
+// Who first sends all and then reads is not reset, which in many a TCP stack would eat the answer.
+#[tokio::test]
+async fn an_early_answer_survives_the_rest_of_the_body() {
+    let rig = Rig::new(Plan::default()).await;
+    let length = 192 * 1024;
+    let mut stream = rig.connect().await;
+    stream.write_all(format!("{PATH}{}Content-Length: {length}\r\n\r\n", bearer()).as_bytes()).await.expect("writes");
+    rig.until("it is refused", |m| m.ingest_refused.value(IngestRefused::TooLarge) == 1).await;
+    // Chunk by chunk: what meets a closed connection comes back as a reset, which the next chunk meets.
+    for chunk in vec![b'x'; length].chunks(16 * 1024) {
+        stream.write_all(chunk).await.expect("the server still reads");
+    }
+    stream.shutdown().await.expect("the server still reads");
+    assert_eq!(parts(&rest(&mut stream).await).0, "413");
 }
 
 #[tokio::test]

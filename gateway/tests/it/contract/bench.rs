@@ -9,7 +9,7 @@ use gateway::backplane::memory::MemoryBackplane;
 use gateway::backplane::redis::{RedisBackplane, RedisSettings};
 use gateway::backplane::{
     AddressHash, Admit, AdmitReply, Backplane, BeatReply, Entry, Join, Lease, Millis, Publication, Publish,
-    PublishReply, STREAM_ENTRIES_MAX, Seen, Standing, Tick, TickReply, Touch, TouchReply, VisitorHash,
+    PublishReply, Seen, Standing, Tick, TickReply, Touch, TouchReply, VisitorHash,
 };
 use shared::event::{Event, Name, PagePath};
 use shared::ids::{EventId, NodeId, Slot, StreamId};
@@ -73,9 +73,17 @@ impl Bench {
         self.a.claim(node, LONG).await.expect("an answer").lease.expect("nobody else holds it")
     }
 
-    /// Everything in the stream.
+    /// Everything in the stream, in portions that any machine reads in time.
     pub(crate) async fn all(&self) -> Vec<Entry> {
-        self.b.read_from(StreamId::ZERO, 2 * STREAM_ENTRIES_MAX, Duration::from_millis(1)).await.expect("an answer")
+        let mut all: Vec<Entry> = Vec::new();
+        loop {
+            let after = all.last().map_or(StreamId::ZERO, |entry| entry.id);
+            let more = self.b.read_from(after, 1000, Duration::from_millis(1)).await.expect("an answer");
+            if more.is_empty() {
+                return all;
+            }
+            all.extend(more);
+        }
     }
 
     /// Ticks the present slot of `interval`, waiting for one that is not done.

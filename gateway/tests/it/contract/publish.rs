@@ -1,6 +1,8 @@
 //! `publish`: at most once, in order, fenced; times, counts and shares are the backplane's.
 
-use gateway::backplane::{Publication, PublishReply, TouchReply};
+use gateway::backplane::{
+    PUBLISH_ITEMS_MAX, Publication, PublishReply, Seen, TOUCH_VISITORS_MAX, TouchReply, VisitorHash,
+};
 use shared::event::{Event, OTHER_THEME, PAGE_PATH_BYTES_MAX, THEMES_MAX};
 use shared::message::{LetterGenerated, NewEvent, Percentage, PublicMessage, ThemeStats};
 use shared::time::Timestamp;
@@ -197,6 +199,27 @@ pub(crate) async fn a_turned_salt_does_not_hinder_publishing(bench: Bench) {
     assert_eq!(bench.population(lease, WINDOW).await, 0);
     let PublishReply::Done { touch, .. } = bench.publish(&publish).await else { panic!("not done") };
     assert_eq!(touch, TouchReply::Refused, "a repeat is answered with what came of it the first time");
+}
+
+pub(crate) async fn the_largest_request_fits(bench: Bench) {
+    let lease = bench.reign(node(1)).await;
+    let hash = |kind: u8, i: usize| {
+        let [high, low] = u16::try_from(i).expect("few").to_be_bytes();
+        VisitorHash([kind, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    };
+    let mut touch = bench.touch_of(&[]).await;
+    let seen = |i| Seen { visitor: hash(1, i), alias: Some(hash(2, i)) };
+    touch.seen = (0..TOUCH_VISITORS_MAX).map(seen).collect();
+    touch.round_of = Some(node(1));
+    assert_eq!(bench.b.touch(&touch).await, Ok(TouchReply::Done));
+    let path = format!("/{}", "x".repeat(PAGE_PATH_BYTES_MAX - 1));
+    let mut publish = request(node(1), 1, (0..PUBLISH_ITEMS_MAX).map(|_| page(&path)).collect());
+    touch.seen = (TOUCH_VISITORS_MAX..2 * TOUCH_VISITORS_MAX).map(seen).collect();
+    publish.touch = Some(touch);
+    let told = done(bench.publish(&publish).await);
+    assert_eq!(told.len(), PUBLISH_ITEMS_MAX);
+    assert_eq!(done(bench.publish(&publish).await), told, "and so does its repeat");
+    assert_eq!(bench.population(lease, WINDOW).await, 2 * TOUCH_VISITORS_MAX as u64);
 }
 
 /// Theme, count and share of a `theme_stats`.

@@ -99,8 +99,9 @@ pub(crate) async fn an_entry_is_found_at_its_id_alone(bench: Bench) {
         let entry = bench.b.entry(id.stream).await.expect("an answer").expect("it stands there");
         assert_eq!(entry.event_id(), *id);
     }
-    let last = told[1].stream;
-    for id in [StreamId::ZERO, StreamId { ms: last.ms, seq: last.seq + 1 }, StreamId { ms: last.ms - 1, seq: 0 }] {
+    // Redis's clock may tick between two items of one request, so each has its own millisecond.
+    let (first, last) = (told[0].stream, told[1].stream);
+    for id in [StreamId::ZERO, StreamId { ms: last.ms, seq: last.seq + 1 }, StreamId { ms: first.ms - 1, seq: 0 }] {
         assert_eq!(bench.b.entry(id).await, Ok(None), "{id}");
     }
 }
@@ -114,10 +115,10 @@ pub(crate) async fn the_stream_is_trimmed_to_about_its_bound(bench: Bench) {
         last = done(bench.publish(&request(node(1), round, items)).await);
         assert_eq!(last.len(), PUBLISH_ITEMS_MAX);
     }
-    let entries = bench.a.newest(2 * STREAM_ENTRIES_MAX).await.expect("an answer");
+    let entries = bench.all().await;
     assert!((STREAM_ENTRIES_MAX..STREAM_ENTRIES_MAX * 21 / 20).contains(&entries.len()), "{}", entries.len());
     assert!(ids(&entries).ends_with(&last), "the newest stay");
-    assert_eq!(ids(&bench.all().await), ids(&entries));
+    assert_eq!(ids(&bench.a.newest(10).await.expect("an answer")), last[last.len() - 10..]);
 }
 
 pub(crate) async fn the_legacy_channel_delivers_in_order_to_who_subscribed(bench: Bench) {

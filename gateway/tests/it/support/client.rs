@@ -3,16 +3,17 @@
 //! It checks what a server may not do (see [`super::frame`]), hides nothing, and repairs nothing: a library would
 //! refuse to send what the gateway must survive.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::frame::{self, Frame};
-use super::http::{Answer, Head, read_answer};
+use super::http::{Answer, Head};
 use super::wait::SOON;
 
 /// The key of RFC 6455 section 1.3, and what must be answered to it.
@@ -26,7 +27,6 @@ pub(crate) struct Upgrade {
     target: String,
     version: &'static str,
     headers: Vec<(String, String)>,
-    source: Option<Ipv4Addr>,
     preface: Vec<u8>,
 }
 
@@ -45,7 +45,6 @@ impl Upgrade {
             target: "/ws/analytics".to_owned(),
             version: "HTTP/1.1",
             headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
-            source: None,
             preface: Vec::new(),
         }
     }
@@ -89,12 +88,6 @@ impl Upgrade {
         self
     }
 
-    /// From another loopback address than 127.0.0.1.
-    pub(crate) fn from(mut self, source: Ipv4Addr) -> Self {
-        self.source = Some(source);
-        self
-    }
-
     /// With bytes that go before the request: a PROXY protocol header.
     pub(crate) fn preface(mut self, bytes: &[u8]) -> Self {
         self.preface = bytes.to_vec();
@@ -117,7 +110,7 @@ impl Upgrade {
     /// # Errors
     /// [`Refusal`] when the answer is not 101.
     pub(crate) async fn try_open(&self, to: SocketAddr) -> Result<Client, Refusal> {
-        let mut stream = connect(to, self.source).await.map_err(|_| Refusal::Closed)?;
+        let mut stream = connect(to).await.map_err(|_| Refusal::Closed)?;
         stream.write_all(&self.bytes()).await.map_err(|_| Refusal::Closed)?;
         timeout(SOON, handshake(stream)).await.expect("the upgrade is answered in time")
     }
@@ -156,19 +149,15 @@ impl Refusal {
     }
 }
 
-/// A TCP connection, from a chosen loopback address if one is given.
-pub(crate) async fn connect(to: SocketAddr, source: Option<Ipv4Addr>) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    if let Some(source) = source {
-        socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
-    }
-    let stream = socket.connect(to).await?;
+/// A TCP connection.
+pub(crate) async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 async fn handshake(mut stream: TcpStream) -> Result<Client, Refusal> {
-    let mut unread = Vec::new();
+    let mut unread = BytesMut::new();
     let (head, length) = loop {
         if let Some(found) = Head::parse(&unread) {
             break found;
@@ -180,7 +169,7 @@ async fn handshake(mut stream: TcpStream) -> Result<Client, Refusal> {
     if head.status == 101 {
         assert_eq!(head.header("sec-websocket-accept"), Some(ACCEPT));
         assert_eq!(head.header("sec-websocket-extensions"), None);
-        unread.drain(..length);
+        unread.advance(length);
         return Ok(Client { stream, unread, manners: Manners::AnswersPings });
     }
     let promised = head.header("content-length").map_or(0, |text| text.parse().expect("a length"));
@@ -249,7 +238,7 @@ impl Message {
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: TcpStream,
-    unread: Vec<u8>,
+    unread: BytesMut,
     /// Whether it answers pings while somebody reads from it.
     pub(crate) manners: Manners,
 }
@@ -295,7 +284,7 @@ impl Client {
                     _ => return Incoming::End(End::Broken),
                 }
             };
-            self.unread.drain(..length);
+            self.unread.advance(length);
             match opcode {
                 frame::TEXT => {
                     let text = String::from_utf8(payload).expect("text is UTF-8");
@@ -369,11 +358,6 @@ impl Client {
     /// Resets the connection: the server gets an error, not an end.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("a TCP socket has a linger time");
-    }
-
-    /// Reads an HTTP answer from the raw connection.
-    pub(crate) async fn http_answer(mut self) -> Option<Answer> {
-        read_answer(&mut self.stream).await
     }
 }
 

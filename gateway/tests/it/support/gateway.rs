@@ -164,6 +164,11 @@ impl Gateway {
         status.unwrap_or_else(|| panic!("still running after {within:?}")).code()
     }
 
+    /// Whether the process has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
     /// Panics when the process has ended.
     pub(crate) fn assert_alive(&mut self) {
         assert_eq!(self.process.ended(), None, "the gateway ended");
@@ -207,6 +212,20 @@ impl Gateway {
         let answer = http::get(self.internal, "/metrics").await;
         assert_eq!(answer.status(), 200);
         answer.body
+    }
+
+    /// Waits until the metric is exactly `value`; the page may be a second old.
+    pub(crate) async fn until_metric_is(&self, series: &str, value: u64) {
+        let mut last = 0;
+        let end = Instant::now() + SOON;
+        while Instant::now() < end {
+            last = self.metric(series).await;
+            if last == value {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{series} is {last}, not {value}");
     }
 
     /// Waits until the metric is at least `least`.

@@ -71,7 +71,7 @@ pub(crate) async fn exchange(to: SocketAddr, request: &[u8]) -> Option<Answer> {
 }
 
 /// Reads one answer from `stream`. None when it ends before a whole one.
-pub(crate) async fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
+async fn read_answer(stream: &mut TcpStream) -> Option<Answer> {
     let mut bytes = Vec::new();
     let mut ended = false;
     loop {

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::client::{Client, End, Incoming, Message};
+use super::wait::SOON;
 
 /// One message and when it came.
 #[derive(Debug, Clone)]
@@ -33,7 +34,15 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Takes the client over.
+    /// Takes a new client over and waits for its first message: it hears what comes after that. What is published
+    /// between the answer to its handshake and its `init` is none of its business.
+    pub(crate) async fn join(client: Client) -> Self {
+        let recorder = Self::of(client);
+        recorder.until("the first message", SOON, |heard| !heard.is_empty()).await;
+        recorder
+    }
+
+    /// Takes over a client that has read its `init`.
     pub(crate) fn of(mut client: Client) -> Self {
         let tape = Arc::new(watch::Sender::new(Tape::default()));
         let writer = Arc::clone(&tape);
@@ -88,7 +97,13 @@ impl Recorder {
         }
     }
 
-    /// Waits for the first message from now on that contains `part`.
+    /// Waits until a message was heard that contains `part`, which only one does.
+    pub(crate) async fn until_heard(&self, part: &str, within: Duration) {
+        self.until(part, within, |heard| heard.iter().rev().any(|one| one.text.contains(part))).await;
+    }
+
+    /// Waits for the first message from now on that contains `part`: for what comes again and again. What comes once
+    /// may have come already.
     pub(crate) async fn until_new(&self, part: &str, within: Duration) {
         let so_far = self.tape.borrow().heard.len();
         self.until(part, within, |heard| heard[so_far.min(heard.len())..].iter().any(|one| one.text.contains(part)))

@@ -4,6 +4,7 @@
 //! queues and retries into what is tested; RESP2 takes fifty lines.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -76,6 +77,11 @@ impl Resp {
             assert_eq!(resp.call(&["AUTH", password]).await.text(), "OK");
         }
         resp
+    }
+
+    /// Connects to a server that is no [`RedisServer`], such as a Sentinel.
+    pub(crate) async fn at(address: SocketAddr) -> Self {
+        Self(BufReader::new(Box::new(TcpStream::connect(address).await.expect("somebody listens"))))
     }
 
     /// Sends a command and waits for its answer; a refusal is a panic.

@@ -19,9 +19,3 @@ pub(crate) async fn until<T>(what: &str, within: Duration, mut look: impl AsyncF
         tokio::time::sleep(POLL).await;
     }
 }
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    u64::try_from(since.as_millis()).expect("before the year 500 million")
-}

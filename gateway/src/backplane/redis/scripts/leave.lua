@@ -1,7 +1,7 @@
 -- leave.lua: ends a node's membership; what it held of any address no longer counts.
 --
--- Why a script: it may stand in a cluster's one slot beside the others, and takes one round trip. What other scripts
--- keep of a node that is no member they remove by themselves; its notes here are removed at once.
+-- Why a script: three keys in one step, each looked at before one is written. The node's counts of addresses stay
+-- where they are: counts of who is no member do not count, and whoever meets them removes them.
 --
 -- KEYS  1 nodes (zset)  2 touched (hash)  3 published (hash)
 -- ARGV  1 node

@@ -1,0 +1,297 @@
+//! This node's membership in the cluster: the beat, and what must be done when it was lost.
+//!
+//! Others count a node's sockets against the cap of an address only while the node's lease holds. So a node that was
+//! away (its process stopped, or its connection did) has to know that it was, and must not go on as if nothing had
+//! happened: meanwhile others have let sockets in, in the place of its own. It enters again, and before its counts are
+//! told anew, every address is admitted anew; what does not fit is closed (Inv. CAP). A data set of another name means
+//! that *all* was lost: visitors are marked again at once, and the relay checks its place in the stream.
+//!
+//! Three loops run in one task. They are apart because having ten thousand addresses admitted again takes longer than
+//! a lease lasts, and the beat must not wait for it:
+//! - the beat renews the lease, and says when the node has entered anew ([`membership`] decides);
+//! - recovery does what must then be done, until all of it has succeeded;
+//! - the flush tells the counts of addresses that have changed, and rests while recovery runs.
+//!
+//! At the end the node leaves, when its last socket is gone: until then its sockets are still counted.
+
+pub mod membership;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::backoff::Backoff;
+use shared::close::CloseReason;
+use shared::ids::{ConnId, NodeId};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use self::membership::{Membership, News};
+use crate::admission::Admission;
+use crate::backplane::{AddressHash, Backplane, BackplaneError, Result};
+use crate::clock::{Clock, Mono};
+use crate::cluster_time::ClusterTime;
+use crate::hub::Hub;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::presence::Presence;
+use crate::vitals::{Loop, Vitals};
+
+/// From beat to beat.
+pub const BEAT_EVERY: Duration = Duration::from_millis(1_500);
+/// How long a beat holds: three may be missed.
+pub const MEMBER_LEASE: Duration = Duration::from_secs(6);
+/// Changed counts gather for this long before they are told.
+pub const FLUSH_AFTER: Duration = Duration::from_millis(20);
+/// All counts are told anew this often, whatever happened to them: well within the hour after which they expire.
+pub const REWRITE_EVERY: Duration = Duration::from_secs(20 * 60);
+/// The last flush and the farewell take at most this long each.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+const BACKOFF_BASE: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// What the membership stands on.
+#[derive(Debug)]
+pub struct ClusterParts {
+    /// Where members are known.
+    pub backplane: Arc<dyn Backplane>,
+    /// This node.
+    pub node: NodeId,
+    /// Whose counts are told.
+    pub admission: Arc<Admission>,
+    /// Where surplus sockets are closed.
+    pub hub: Arc<Hub>,
+    /// Marks all visitors again.
+    pub presence: Arc<Presence>,
+    /// Where the beat shows that it lives.
+    pub vitals: Arc<Vitals>,
+    /// The node's clock.
+    pub clock: Clock,
+    /// Learns the backplane's.
+    pub time: Arc<ClusterTime>,
+}
+
+/// What is known of the cluster, for `/healthz`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Whether the others count this node's sockets, by the last beat that was answered.
+    pub is_member: bool,
+    /// Members, by the same.
+    pub members: u32,
+    /// The name of the data set.
+    pub generation: Option<String>,
+    /// When a beat was last answered, on the node's clock.
+    pub answered_at: Option<Mono>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Cluster {
+    parts: ClusterParts,
+    report: watch::Sender<Report>,
+    /// Counts the data sets seen.
+    data_set: watch::Sender<u64>,
+    /// Counts the times that the node entered; recovery is due for each.
+    entered: watch::Sender<u64>,
+    /// The last time of `entered` that was recovered from.
+    recovered: watch::Sender<u64>,
+}
+
+impl Cluster {
+    /// A node that is no member yet.
+    #[must_use]
+    pub fn new(parts: ClusterParts) -> Self {
+        let report = watch::Sender::new(Report::default());
+        let zero = || watch::Sender::new(0);
+        Self { parts, report, data_set: zero(), entered: zero(), recovered: zero() }
+    }
+
+    /// Follows what is known of the cluster.
+    #[must_use]
+    pub fn report(&self) -> watch::Receiver<Report> {
+        self.report.subscribe()
+    }
+
+    /// Changes when the backplane's data set is another one than before.
+    #[must_use]
+    pub fn data_set(&self) -> watch::Receiver<u64> {
+        self.data_set.subscribe()
+    }
+
+    /// Is a member until the process stops, then leaves. Essential: a node that does not beat is none.
+    pub async fn run(self, lifecycle: Lifecycle) {
+        // Biased: the end first. The loops may be left between any two steps: what they tell is told again by others
+        // below, or not needed any more.
+        tokio::select! {
+            biased;
+            () = lifecycle.reached(Phase::Stopped) => {}
+            () = self.beat() => {}
+            () = self.recover() => {}
+            () = self.flush() => {}
+            () = self.rewrite() => {}
+        }
+        let _ = timeout(FAREWELL_MAX, self.parts.admission.flush_dirty()).await;
+        let farewell = timeout(FAREWELL_MAX, self.parts.backplane.leave(self.parts.node)).await;
+        if !matches!(farewell, Ok(Ok(()))) {
+            tracing::warn!("could not leave the cluster; the membership runs out by itself");
+        }
+    }
+
+    async fn beat(&self) {
+        let mut membership = Membership::default();
+        let mut told = None;
+        let mut beats = interval(BEAT_EVERY);
+        // A beat that took long is followed by one after a whole period, not by a burst.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.parts.vitals.moved(Loop::Beat);
+            // Biased: being told that one is out comes before the routine. Both are cancel safe.
+            tokio::select! {
+                biased;
+                () = self.parts.admission.gone() => membership.told_gone(),
+                _ = beats.tick() => {}
+            }
+            // Out, or in another data set, is followed by entering at once.
+            while self.beat_once(&mut membership, &mut told).await == Some(News::Out) {}
+        }
+    }
+
+    /// None when there was no answer.
+    async fn beat_once(&self, membership: &mut Membership, told: &mut Option<BackplaneError>) -> Option<News> {
+        let parts = &self.parts;
+        parts.vitals.moved(Loop::Beat);
+        // The lease counts from when the backplane gets the beat, which is after this. The call's own bound keeps it
+        // shorter than the lease.
+        let reply = match parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tell_once(told, error);
+                return None;
+            }
+        };
+        *told = None;
+        parts.time.learned(reply.now);
+        parts.admission.backplane_answered();
+        let news = membership.heard(&reply);
+        self.report.send_replace(Report {
+            is_member: membership.is_member(),
+            members: reply.members,
+            generation: Some(reply.generation),
+            answered_at: Some(parts.clock.now()),
+        });
+        match news {
+            News::Same => {}
+            News::Out => tracing::warn!("this node's membership was lost; entering again"),
+            News::Entered { other_data } => {
+                tracing::info!(members = reply.members, "entered the cluster");
+                if other_data {
+                    tracing::warn!("the backplane holds another data set than before");
+                    self.data_set.send_modify(|n| *n += 1);
+                }
+                self.entered.send_modify(|n| *n += 1);
+            }
+        }
+        Some(news)
+    }
+
+    /// Does what must be done after each entering, until it has succeeded.
+    async fn recover(&self) {
+        let mut entered = self.entered.subscribe();
+        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+        loop {
+            let done = *self.recovered.borrow();
+            // The sender lives as long as `self`, so waiting cannot fail.
+            let Ok(time) = entered.wait_for(|time| *time > done).await.map(|time| *time) else { return };
+            match self.readmit().await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.parts.admission.mark_all_dirty();
+                    self.parts.presence.refresh_all();
+                    self.recovered.send_replace(time);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "addresses could not be admitted again yet");
+                    let delay = backoff.next_delay(&mut rand::rng());
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    /// Has every address admitted again, and closes the sockets for which there is no room any more.
+    // Inv. CAP
+    async fn readmit(&self) -> Result<()> {
+        let surplus = self.parts.admission.readmit_all().await?;
+        let sockets = self.newest_of(&surplus.into_iter().collect());
+        if !sockets.is_empty() {
+            tracing::warn!(sockets = sockets.len(), "closing sockets that are over their address's cap");
+        }
+        for id in sockets {
+            self.parts.hub.close(id, CloseReason::Overloaded);
+        }
+        Ok(())
+    }
+
+    /// The newest sockets of these addresses, as many of each as is said: who came last has the least to lose.
+    fn newest_of(&self, surplus: &HashMap<AddressHash, u32>) -> Vec<ConnId> {
+        if surplus.is_empty() {
+            return Vec::new();
+        }
+        let mut sockets: HashMap<AddressHash, Vec<ConnId>> = HashMap::new();
+        self.parts.hub.for_each(|conn| {
+            if let Some(address) = conn.address().filter(|address| surplus.contains_key(address)) {
+                sockets.entry(address).or_default().push(conn.id());
+            }
+        });
+        sockets
+            .into_iter()
+            .flat_map(|(address, mut ids)| {
+                ids.sort_unstable_by(|a, b| b.cmp(a));
+                ids.truncate(surplus.get(&address).map_or(0, |n| *n as usize));
+                ids
+            })
+            .collect()
+    }
+
+    /// Tells the counts of addresses that have changed.
+    async fn flush(&self) {
+        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+        let (mut entered, mut recovered) = (self.entered.subscribe(), self.recovered.subscribe());
+        loop {
+            self.parts.admission.dirty().await;
+            // Counts are told by members alone, and not before what they hold was admitted.
+            let time = entered.wait_for(|time| *time > 0).await.map_or(0, |time| *time);
+            let _ = recovered.wait_for(|done| *done >= time).await;
+            tokio::time::sleep(FLUSH_AFTER).await;
+            match self.parts.admission.flush_dirty().await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.parts.admission.backplane_answered();
+                }
+                Err(_) => {
+                    let delay = backoff.next_delay(&mut rand::rng());
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    async fn rewrite(&self) {
+        loop {
+            tokio::time::sleep(REWRITE_EVERY).await;
+            self.parts.admission.mark_all_dirty();
+        }
+    }
+}
+
+/// Logs why this node is kept out of the cluster, where only an operator can help. That the backplane is away is told
+/// by whoever holds the connection.
+fn tell_once(told: &mut Option<BackplaneError>, error: BackplaneError) {
+    let for_an_operator = matches!(error, BackplaneError::Corrupt(_) | BackplaneError::Incompatible(_));
+    if for_an_operator && told.as_ref() != Some(&error) {
+        tracing::warn!(%error, "cannot be a member of the cluster");
+        *told = Some(error);
+    }
+}
+
+#[cfg(test)]
+mod tests;
