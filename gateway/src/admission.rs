@@ -176,8 +176,8 @@ impl Admission {
         Ok(Permit { seat, address })
     }
 
-    /// Whether a socket of `address` may be counted as this visitor: a name that the address has used within the
-    /// window, or one of the few new ones. Otherwise it counts like a socket without a name.
+    /// Whether a socket of `address` may be counted as this visitor: one that the address has brought within the
+    /// window, or one of the few new ones.
     #[must_use]
     pub fn new_visitor_allowed(&self, address: AddressHash, visitor: &VisitorDigest) -> bool {
         self.visitors.lock().allows(self.clock.now(), address, visitor)
