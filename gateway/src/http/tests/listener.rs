@@ -139,6 +139,27 @@ async fn an_abandoned_upgrade_gives_its_permit_back() {
 }
 
 // Inv. CAP: a spoofed X-Forwarded-For of a peer that is not trusted changes nothing; of one that is, it counts.
+// Inv. BOUND: neither names nor browsers let one address be a crowd.
+#[tokio::test]
+async fn an_address_may_invent_so_many_visitors_and_no_more() {
+    let mut plan = Plan::default();
+    (plan.admission.max_connections, plan.admission.max_per_address) = (1_000, 1_000);
+    let rig = Rig::new(plan).await;
+    let mut sockets = Vec::new();
+    for n in 0..60 {
+        sockets.push(rig.open(&format!("User-Agent: browser {n}\r\n")).await);
+        let named = UPGRADE.replace("/ws/analytics", &format!("/ws/analytics?visitor=name{n}"));
+        let mut stream = rig.connect().await;
+        stream.write_all(format!("{named}\r\n").as_bytes()).await.expect("writes");
+        assert!(head(&mut stream).await.starts_with("HTTP/1.1 101 "));
+        sockets.push(stream);
+    }
+    rig.until("all sockets are open", |metrics| metrics.handshakes.value(Handshake::Accepted) == 120).await;
+    let mut visitors = std::collections::HashSet::new();
+    rig.public.hub.for_each(|conn| drop(visitors.insert(conn.visitor())));
+    assert_eq!(visitors.len(), 51, "fifty, and the address itself");
+}
+
 #[tokio::test]
 async fn sockets_count_for_the_client_behind_trusted_proxies_only() {
     for (trusted, second) in [(None, "429"), (Some("127.0.0.0/8"), "101")] {
