@@ -390,7 +390,7 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// none came. One caller at a time: on Redis it has a connection of its own.
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>>;
 
-    /// The newest `count` entries, oldest first.
+    /// The newest `count` entries, oldest first. Its bound is that of each page in which a long past is read.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
 
     /// The entry at `id`, if it still stands there.

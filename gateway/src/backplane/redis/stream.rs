@@ -3,6 +3,10 @@
 //! Anybody who may write to Redis may append to the stream, so an entry is taken as it is: fields that are missing
 //! are empty, fields that are not text are read as far as they are, and nothing that one entry holds can keep a node
 //! from reading the next. What an entry means is the relay's business.
+//!
+//! Nor can what many hold: Redis cuts an answer by entries, not by bytes, and the past of a stream in which somebody
+//! puts megabytes would not arrive within any timeout. So the past is read in pages ([`PAGE_MAX`]), smaller ones where
+//! those are too slow, and of a value no more is kept than [`VALUE_BYTES_MAX`].
 
 use std::time::Duration;
 
@@ -17,6 +21,14 @@ use super::RedisBackplane;
 use super::connection::COMMAND_TIMEOUT;
 use super::reply::{self, ODD_REPLY, Reply};
 use crate::backplane::{BackplaneError, Entry, Result, TickMark};
+
+/// Entries of the past that are asked for at once.
+const PAGE_MAX: usize = 64;
+/// What is kept of a value, in bytes; what is longer is no message, and its beginning says so.
+// Inv. BOUND
+const VALUE_BYTES_MAX: usize = 20 * 1024;
+const _: () =
+    assert!(VALUE_BYTES_MAX > crate::relay::decode::DATA_BYTES_MAX, "what is cut must be seen to be too long");
 
 impl RedisBackplane {
     /// XREAD BLOCK on the connection that does nothing else: a blocked connection answers nobody.
@@ -52,14 +64,30 @@ impl RedisBackplane {
         }
     }
 
-    /// The newest entries, oldest first.
+    /// The newest entries, oldest first. The timeout is a page's.
     pub(super) async fn newest_entries(&self, count: usize) -> Result<Vec<Entry>> {
-        let newest = self.command(|client| async move {
-            client.xrevrange::<Value, _, _, _>(self.keys.events(), "+", "-", Some(count as u64)).await
-        });
-        let mut entries = entries(newest.await?)?;
-        entries.reverse();
-        Ok(entries)
+        let (mut newest, mut page) = (Vec::new(), PAGE_MAX);
+        while newest.len() < count {
+            let asked = page.min(count - newest.len());
+            let before = newest.last().map_or_else(|| "+".to_owned(), |oldest: &Entry| format!("({}", oldest.id));
+            let read = self.command(|client| async move {
+                client.xrevrange::<Value, _, _, _>(self.keys.events(), before, "-", Some(asked as u64)).await
+            });
+            match read.await {
+                Ok(read) => {
+                    let read = entries(read)?;
+                    let is_last = read.len() < asked;
+                    newest.extend(read);
+                    if is_last {
+                        break;
+                    }
+                }
+                Err(BackplaneError::Timeout) if page > 1 => page /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+        newest.reverse();
+        Ok(newest)
     }
 
     /// The entry at `id`.
@@ -90,6 +118,8 @@ fn entry(value: Value) -> Result<Entry> {
     while !fields.is_empty() {
         let name = fields.bytes()?;
         let value = fields.bytes()?;
+        // A copy: the value itself would hold on to the whole answer of which it is a part.
+        let value = Bytes::copy_from_slice(&value[..value.len().min(VALUE_BYTES_MAX)]);
         match name.as_ref() {
             b"type" => entry.kind = String::from_utf8_lossy(&value).into_owned(),
             b"data" => entry.data = value,
