@@ -482,12 +482,17 @@ fn hub_settings(config: &Config) -> HubSettings {
     }
 }
 
+/// Of the descriptors that sockets leave, those for connections that have not upgraded.
+const PENDING_DESCRIPTORS: usize = 256;
+const _: () = assert!(PENDING_DESCRIPTORS as u64 <= crate::config::RESERVED_DESCRIPTORS / 2, "the rest needs some too");
+
 fn http_settings(config: &Config) -> HttpSettings {
     HttpSettings {
         origins: config.allowed_origins.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
         proxy_protocol: config.proxy_protocol,
         ingest_tokens: config.ingest_tokens.clone(),
+        connections_max: config.max_connections as usize + PENDING_DESCRIPTORS,
         ..HttpSettings::default()
     }
 }
