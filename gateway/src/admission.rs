@@ -151,6 +151,12 @@ impl Admission {
         let _ = self.secret.set(secret);
     }
 
+    /// How many sockets this node has, with those that are being admitted.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.connections.load(Ordering::Relaxed) as usize
+    }
+
     /// Counts a handshake of `ip`.
     ///
     /// # Errors
