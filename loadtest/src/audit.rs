@@ -284,7 +284,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use shared::event::{Name, PagePath};
+    use shared::field::{Name, PagePath};
     use shared::message::{self, Freshness, NewEvent, PublicMessage, Snapshot};
 
     use super::*;

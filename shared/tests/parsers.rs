@@ -2,10 +2,8 @@
 //! is within its bounds, and what we write is read back as it was.
 
 use proptest::prelude::*;
-use shared::event::{
-    BatchError, EVENTS_MAX, Event, LegacyMessage, Name, PAGE_PATH_BYTES_MAX, PagePath, VISITOR_BYTES_MAX, VisitorId,
-    parse_batch, parse_legacy,
-};
+use shared::event::{BatchError, EVENTS_MAX, Event, LegacyMessage, parse_batch, parse_legacy};
+use shared::field::{Name, PAGE_PATH_BYTES_MAX, PagePath, VISITOR_BYTES_MAX, VisitorId};
 use shared::message::{
     ClientMessage, LetterGenerated, MessageKind, MessageKinds, NewEvent, ParseBuffers, Percentage, PublicMessage,
     Snapshot, ThemeStats,

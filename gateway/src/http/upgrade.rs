@@ -21,7 +21,7 @@ use ::http::{Method, Request, Version};
 use fastwebsockets::upgrade::UpgradeFut;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use shared::event::VisitorId;
+use shared::field::VisitorId;
 use shared::message::MessageKinds;
 use tracing::Instrument;
 

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shared::event::{Event, Name, PagePath, VisitorId};
+use shared::event::Event;
+use shared::field::{Name, PagePath, VisitorId};
 use shared::ids::{Epoch, StreamId};
 
 use super::*;
