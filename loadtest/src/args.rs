@@ -80,6 +80,12 @@ pub(crate) struct Common {
     /// An event that takes longer to a client is a finding
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) late: Option<Duration>,
+    /// Heartbeats that each client must have got by the end
+    #[arg(long, default_value_t = 0)]
+    pub(crate) min_pings: u8,
+    /// Snapshots that each client must have got by the end, besides init
+    #[arg(long, default_value_t = 0)]
+    pub(crate) min_updates: u8,
     /// Threads that own sockets, each with its own poll
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) threads: u32,

@@ -92,6 +92,9 @@ pub(crate) struct Auditor {
     holes: Option<Box<Holes>>,
     /// The server has announced that something is missing, or the client was away: the next jump is no loss.
     excused: bool,
+    /// How often it came, up to 255: a heartbeat, and a new number.
+    pings: u8,
+    updates: u8,
 }
 
 const _: () = assert!(size_of::<Auditor>() <= 40);
@@ -111,14 +114,21 @@ impl Auditor {
                 self.second = seconds(second);
                 None
             }
-            Meaning::Update { second, stale } => self.snapshot(seconds(second), stale, slots),
+            Meaning::Update { second, stale } => {
+                self.updates = self.updates.saturating_add(u8::from(!stale));
+                self.snapshot(seconds(second), stale, slots)
+            }
+            Meaning::Ping => {
+                self.pings = self.pings.saturating_add(1);
+                None
+            }
             Meaning::Event { number: Some(number) } => self.event(number),
             Meaning::Gap => {
                 self.excused = true;
                 None
             }
             Meaning::Malformed => Some(Finding::Malformed),
-            Meaning::Event { number: None } | Meaning::Theme | Meaning::Letter | Meaning::Ping => None,
+            Meaning::Event { number: None } | Meaning::Theme | Meaning::Letter => None,
         }
     }
 
@@ -144,6 +154,11 @@ impl Auditor {
     pub(crate) fn away(&mut self) {
         self.second = 0;
         self.excused = true;
+    }
+
+    /// How many pings and how many new numbers came, at most 255 of each.
+    pub(crate) fn heard(&self) -> (u8, u8) {
+        (self.pings, self.updates)
     }
 
     /// Whether `init` came.
@@ -354,6 +369,16 @@ mod tests {
             assert_eq!(auditor.judge(message, SLOTS), None);
         }
         assert_eq!(auditor.lost(&Numbers::default()), 1);
+    }
+
+    #[test]
+    fn heartbeats_and_numbers_are_counted() {
+        let mut auditor = Auditor::default();
+        let stale = Meaning::Update { second: 1005, stale: true };
+        for message in [BEGUN, Meaning::Ping, update(1005), stale, Meaning::Ping, event(1)] {
+            assert_eq!(auditor.judge(message, SLOTS), None);
+        }
+        assert_eq!(auditor.heard(), (2, 1));
     }
 
     #[test]

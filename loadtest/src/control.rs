@@ -40,6 +40,8 @@ pub(crate) struct Job {
     /// Which share of the clients reads slowly, from 0 to 1.
     pub(crate) slow_share: f64,
     pub(crate) slow_manner: SlowManner,
+    /// How many pings and how many new numbers each client must have heard by the end.
+    pub(crate) heard_min: (u8, u8),
     /// How long a client stays before it leaves and comes again: shortest and longest.
     pub(crate) lives: Option<(Duration, Duration)>,
 }
@@ -289,6 +291,7 @@ pub(crate) mod tests {
             late: None,
             slow_share: 0.0,
             slow_manner: SlowManner::Drip,
+            heard_min: (0, 0),
             lives: None,
         }
     }

@@ -208,6 +208,7 @@ fn job(common: &Common) -> anyhow::Result<Job> {
         late: common.late,
         slow_share: 0.0,
         slow_manner: SlowManner::Drip,
+        heard_min: (common.min_pings, common.min_updates),
         lives: None,
     })
 }

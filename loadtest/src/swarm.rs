@@ -410,7 +410,16 @@ impl Swarm {
         let nothing = Numbers::default();
         let given_up = self.control.given_up().unwrap_or(&nothing);
         let auditors = self.gone.iter().chain(self.sockets.iter().flatten().map(|socket| &socket.auditor));
-        let lost = auditors.map(|auditor| auditor.lost(given_up)).sum();
+        let (mut lost, mut unpinged, mut unserved) = (0, 0, 0);
+        let (pings_min, updates_min) = self.job.heard_min;
+        for auditor in auditors {
+            let (pings, updates) = auditor.heard();
+            lost += auditor.lost(given_up);
+            unpinged += u64::from(pings < pings_min);
+            unserved += u64::from(updates < updates_min);
+        }
+        self.shared.tally.count("client with too few heartbeats", unpinged);
+        self.shared.tally.count("client with too few snapshots", unserved);
         self.shared.tally.count(Finding::LostEvent.text(), lost);
         self.shared.tally.count_silent();
     }
