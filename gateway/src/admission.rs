@@ -8,9 +8,9 @@
 //! one atomic question; everything else (sockets that end, answers that were lost) makes the address dirty, and the
 //! node tells its count again until that is acknowledged. What a dead node held stops counting with its membership.
 //!
-//! **Alone.** When the backplane does not answer within [`AdmissionSettings::backplane_wait`], the node decides by its
-//! own count: for this handshake, and for all further ones at once, without asking, until the backplane has answered
-//! anything again. What was let in meanwhile is dirty and becomes known then. A node that is told it is no member
+//! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node decides
+//! by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has
+//! answered anything again. What was let in meanwhile is dirty and becomes known then. A node that is told it is no member
 //! decides by its own count too, and asks to be entered again ([`Admission::gone`]): [`Admission::readmit_all`] then
 //! names the sockets that are too many.
 //!
@@ -64,7 +64,7 @@ pub struct AdmissionSettings {
     pub max_per_address: u32,
     /// Handshakes per second of one address, with a burst of four times as many; 0 turns the limit off.
     pub handshakes_per_second: u32,
-    /// How long a handshake waits for the backplane before the node decides alone.
+    /// How long a handshake waits for an answer of the backplane before the node decides alone.
     pub backplane_wait: Duration,
     /// How long a visitor counts: the time within which an address may bring a bounded number of visitor names.
     pub visitor_window: Duration,
@@ -151,6 +151,12 @@ impl Admission {
         let _ = self.secret.set(secret);
     }
 
+    /// How many sockets this node has, with those that are being admitted.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.connections.load(Ordering::Relaxed) as usize
+    }
+
     /// Counts a handshake of `ip`.
     ///
     /// # Errors
@@ -176,8 +182,8 @@ impl Admission {
         Ok(Permit { seat, address })
     }
 
-    /// Whether a socket of `address` may be counted as this visitor: a name that the address has used within the
-    /// window, or one of the few new ones. Otherwise it counts like a socket without a name.
+    /// Whether a socket of `address` may be counted as this visitor: one that the address has brought within the
+    /// window, or one of the few new ones.
     #[must_use]
     pub fn new_visitor_allowed(&self, address: AddressHash, visitor: &VisitorDigest) -> bool {
         self.visitors.lock().allows(self.clock.now(), address, visitor)
@@ -289,37 +295,43 @@ impl Admission {
         if self.is_alone() {
             return self.decide_alone(reservation);
         }
-        match tokio::time::timeout(self.settings.backplane_wait, self.ask(reservation.address)).await {
-            Ok(Ok((turn, AdmitReply::Granted))) => {
+        match self.ask(reservation.address).await {
+            Some((turn, AdmitReply::Granted)) => {
                 self.backplane_answered();
                 turn.grant(reservation);
                 Ok(())
             }
-            Ok(Ok((turn, AdmitReply::Refused { counted }))) => {
+            Some((turn, AdmitReply::Refused { counted })) => {
                 self.backplane_answered();
                 turn.refuse(counted);
                 Err(Refusal::AddressCap)
             }
-            Ok(Ok((turn, AdmitReply::Gone))) => {
+            Some((turn, AdmitReply::Gone)) => {
                 drop(turn);
                 self.gone.notify_one();
                 self.decide_alone(reservation)
             }
-            Ok(Err(_)) | Err(_) => {
-                self.alone.store(true, Ordering::Relaxed);
-                self.decide_alone(reservation)
-            }
+            None => self.decide_alone(reservation),
         }
     }
 
-    /// Puts the question, when it is the address' turn. Dropping the returned turn, or this future, leaves the address
-    /// dirty: whether the question was carried out is not known.
-    async fn ask(&self, address: AddressHash) -> backplane::Result<(Turn<'_>, AdmitReply)> {
-        let turn = Turn::take(self, address).await;
-        let held = turn.held;
-        let cap = self.settings.max_per_address;
-        let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held + 1, cap }).await?;
-        Ok((turn, reply))
+    /// Puts the question, when it is the address' turn; none when the backplane is silent, and then the node is alone.
+    /// Dropping the returned turn, or this future, leaves the address dirty: whether the question was carried out is
+    /// not known.
+    // Inv. CAP: the wait is that for one answer. Were it also that for one's turn, a client could make the node believe
+    // that the backplane is silent, by handshakes that queue up behind each other.
+    async fn ask(&self, address: AddressHash) -> Option<(Turn<'_>, AdmitReply)> {
+        let turn = Turn::take_unless_silent(self, address).await?;
+        let (held, cap) = (turn.held, self.settings.max_per_address);
+        let question = Admit { node: self.node, address, held, wanted: held + 1, cap };
+        match tokio::time::timeout(self.settings.backplane_wait, self.backplane.admit(&question)).await {
+            Ok(Ok(reply)) => Some((turn, reply)),
+            Ok(Err(_)) | Err(_) => {
+                // Before the turn is given back, so that whoever gets it next does not wait as well.
+                self.alone.store(true, Ordering::Relaxed);
+                None
+            }
+        }
     }
 
     /// The reservation is within the cap by this node's own count; that must do.
@@ -463,6 +475,27 @@ impl<'a> Turn<'a> {
                 return Self { admission, address, held, told: Told::Unsure };
             }
             rings.as_mut().await;
+            rings.set(admission.turns.notified());
+        }
+    }
+
+    /// Waits likewise, as long as turns are given back within the time that an answer may take: so many handshakes of
+    /// one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
+    async fn take_unless_silent(admission: &'a Admission, address: AddressHash) -> Option<Self> {
+        let rings = admission.turns.notified();
+        tokio::pin!(rings);
+        loop {
+            rings.as_mut().enable();
+            if admission.is_alone() {
+                return None;
+            }
+            if let Some(held) = admission.counts.lock().begin(address) {
+                return Some(Self { admission, address, held, told: Told::Unsure });
+            }
+            if tokio::time::timeout(admission.settings.backplane_wait, rings.as_mut()).await.is_err() {
+                admission.alone.store(true, Ordering::Relaxed);
+                return None;
+            }
             rings.set(admission.turns.notified());
         }
     }

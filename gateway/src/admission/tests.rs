@@ -160,6 +160,34 @@ async fn questions_about_one_address_never_overlap() {
     assert_eq!(told(&fake, 1), Some(3));
 }
 
+// Inv. CAP: a backplane that answers each question in time is no silent one, however many wait for their turn.
+#[tokio::test(start_paused = true)]
+async fn a_queue_of_handshakes_is_not_taken_for_silence() {
+    let fake = Arc::new(Fake { answers: tokio::sync::Semaphore::new(0), ..Fake::default() });
+    let admission = admission(&fake, 100, 10);
+    *fake.others.lock() = 10;
+    let handshakes = futures_util::future::join_all((0..10).map(|_| admission.admit(ip(1))));
+    let answering = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            fake.answers.add_permits(1);
+        }
+    };
+    let outcomes = tokio::select! {
+        outcomes = handshakes => outcomes,
+        () = answering => unreachable!("it answers for ever"),
+    };
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Refusal::AddressCap))), "{outcomes:?}");
+    assert!(!admission.is_alone());
+
+    // And one that is silent is waited for once, not once by each.
+    *fake.mood.lock() = Mood::Silent;
+    let began = tokio::time::Instant::now();
+    let outcomes = futures_util::future::join_all((0..10).map(|_| admission.admit(ip(1)))).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(began.elapsed(), Duration::from_millis(250));
+}
+
 // Inv. CAP: a handshake that is given up while the question is open leaves neither a place taken nor a wrong count.
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_handshake_gives_everything_back() {

@@ -1,9 +1,9 @@
 //! How many visitors one address may invent.
 //!
-//! A socket may name its visitor (`visitor=`), and each new name raises the number that the site shows. Ten sockets,
-//! closed and opened again with fresh names, could raise it for ever. So an address may bring at most
-//! [`VISITORS_MAX`] names within a window; what comes on top is counted by address and browser like a socket without
-//! a name, and nobody is refused.
+//! A socket may name its visitor (`visitor=`), and each new name raises the number that the site shows; so does each
+//! new `User-Agent` of sockets without a name. Ten sockets, closed and opened again with fresh ones, could raise it for
+//! ever. So an address may bring at most [`VISITORS_MAX`] visitors of either kind within a window; what comes on top
+//! counts as one more, by the address alone, and nobody is refused.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::backplane::AddressHash;
 use crate::clock::Mono;
 use crate::identity::VisitorDigest;
 
-/// The most new visitor names of an address within a window.
+/// The most visitors that an address may bring within a window.
 // Inv. BOUND
 pub(super) const VISITORS_MAX: usize = 50;
-/// The most addresses whose names are remembered. Sockets of further ones count without their names.
+/// The most addresses whose visitors are remembered. Sockets of further ones count by their address alone.
 // Inv. BOUND
 const ADDRESSES_MAX: usize = 50_000;
 
-/// The names that an address has brought within its present window.
+/// The visitors that an address has brought within its present window.
 #[derive(Debug)]
 struct Window {
     began: Mono,

@@ -124,8 +124,8 @@ async fn admit(server: &Server, request: &Request<Incoming>, client: IpAddr) -> 
     Ok((permit, wanted))
 }
 
-/// Whom the socket is counted as: the visitor that it names, within what its address may invent, else whoever has
-/// this address and browser.
+/// Whom the socket is counted as: the visitor that it names, else whoever has this address and browser. Both are the
+/// client's to invent; beyond what an address may, it is whoever has this address.
 fn identify(
     admission: &Admission,
     permit: &Permit,
@@ -134,9 +134,11 @@ fn identify(
     user_agent: Option<&[u8]>,
 ) -> VisitorDigest {
     let named = wanted.visitor.as_ref().map(VisitorDigest::of_id);
-    named
-        .filter(|visitor| admission.new_visitor_allowed(permit.address(), visitor))
-        .unwrap_or_else(|| VisitorDigest::of_client(client, user_agent))
+    let browser = VisitorDigest::of_client(client, user_agent);
+    let mut claims = named.into_iter().chain([browser]);
+    claims
+        .find(|visitor| admission.new_visitor_allowed(permit.address(), visitor))
+        .unwrap_or_else(|| VisitorDigest::of_client(client, None))
 }
 
 /// Everything that can be judged by looking at the request alone.

@@ -2,7 +2,7 @@
 //!
 //! A task and a queue per socket are the obvious design, and cost a wake-up and a copy of the queue's bookkeeping per
 //! message and socket. Here the sender writes: a small lock is taken, the kernel takes the bytes, done. Only when
-//! the kernel takes no more, an [`Outbox`] is made, and the socket's task (see [`super::task`]) writes the rest.
+//! the kernel takes no more, an `Outbox` is made, and the socket's task (`hub/task.rs`) writes the rest.
 //!
 //! Who may write follows from one rule: **while there is an outbox, everything goes through it**. So no byte
 //! overtakes another (Inv. ORDER), and a socket at rest is this struct, a sleeping task and a slot in a map.

@@ -5,10 +5,10 @@
 //! provably holds nothing: what was delivered to it ([`Source`] counts) is what its frames took.
 //!
 //! fastwebsockets parses and unmasks; RFC 6455 asks for more, which [`Assembly`] adds: frames must be masked (5.1),
-//! control frames short (5.5), a message is not begun inside of another (5.4), the sum of its fragments is bounded,
-//! UTF-8 holds across fragments (8.1), close codes are such that may be sent (7.4). A length that is not minimally
-//! encoded (5.2) cannot be seen from outside the parser. It makes the reader look as if it held bytes, so the deadline
-//! for unfinished frames catches it.
+//! control frames short (5.5), a message is not begun inside of another (5.4), the sum of its fragments is bounded in
+//! bytes and number, UTF-8 holds across fragments (8.1), close codes are such that may be sent (7.4). A length that is
+//! not minimally encoded (5.2) cannot be seen from outside the parser. It makes the reader look as if it held bytes, so
+//! the deadline for unfinished frames catches it.
 //!
 //! `read_frame` is not cancel safe: it consumes a head before its payload has come. So [`read`] is polled to its end
 //! or dropped together with the socket, and never stands in a `select!`.
@@ -180,6 +180,8 @@ struct Begun {
     bytes: Vec<u8>,
     /// Up to here the bytes are whole UTF-8 characters.
     valid: usize,
+    /// Fragments that brought nothing.
+    empty: usize,
 }
 
 impl Assembly {
@@ -204,7 +206,7 @@ impl Assembly {
             OpCode::Binary if frame.fin => Ok(Received::Binary(Payload::Whole(frame))),
             OpCode::Text | OpCode::Binary => {
                 let is_text = frame.opcode == OpCode::Text;
-                self.go_on(Begun { is_text, bytes: Vec::new(), valid: 0 }, &frame)
+                self.go_on(Begun { is_text, bytes: Vec::new(), valid: 0, empty: 0 }, &frame)
             }
             OpCode::Continuation => match self.begun.take() {
                 Some(begun) => self.go_on(begun, &frame),
@@ -214,8 +216,10 @@ impl Assembly {
     }
 
     fn go_on<'a>(&mut self, mut begun: Begun, fragment: &Frame<'_>) -> Result<Received<'a>, End> {
-        // Inv. BOUND: the sum counts, however small the fragments are.
-        if begun.bytes.len() + fragment.payload.len() > self.message_bytes_max {
+        // Inv. BOUND: the sum counts, however small the fragments are, and an empty one counts as a byte: no rate sees
+        // a message before its end, and one made of nothing would never come to it.
+        begun.empty += usize::from(fragment.payload.is_empty());
+        if begun.bytes.len() + begun.empty + fragment.payload.len() > self.message_bytes_max {
             return Err(CloseReason::MessageTooBig.into());
         }
         begun.bytes.extend_from_slice(&fragment.payload);

@@ -8,7 +8,7 @@
 //! are not closed for the node's own sleep. A late sweep counts the seconds that passed, up to two; more is a pause
 //! and counts as none, so that reads go first.
 //!
-//! What is due is decided by [`Pulse::judge`], a pure function of a socket's deadlines and the time.
+//! What is due is decided by `Pulse::judge`, a pure function of a socket's deadlines and the time.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -29,6 +29,10 @@ pub const POLL_EVERY: Duration = Duration::from_millis(500);
 pub const POLL_JITTER_MAX: Duration = Duration::from_millis(250);
 /// A failed renewal or tick is tried again after this.
 pub const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// The first tick after the backplane has lost its data waits this long. The new data set knows neither nodes nor
+/// visitors: a count taken at once would be of the ticker's own. The others connect again within a second, beat 1.5 s
+/// after that, and then mark their visitors.
+pub const SETTLE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// What the election goes by.
 #[derive(Debug, Clone, Copy)]
@@ -80,13 +84,15 @@ pub struct Election {
     role: Role,
     /// The backplane's time minus own time, in microseconds.
     offset_us: i128,
+    /// The backplane has known of a snapshot: one that knows of none has lost its data.
+    had_snapshot: bool,
 }
 
 impl Election {
     /// A challenger that polls at once.
     #[must_use]
     pub fn new(node: NodeId, settings: ElectionSettings) -> Self {
-        Self { node, settings, role: Role::Challenger { poll_at: Mono::ZERO }, offset_us: 0 }
+        Self { node, settings, role: Role::Challenger { poll_at: Mono::ZERO }, offset_us: 0, had_snapshot: false }
     }
 
     /// The lease, while the node may believe that it holds it.
@@ -133,12 +139,15 @@ impl Election {
             return;
         };
         self.learn(sent, now, reply.now);
+        let lost = self.had_snapshot && reply.last_slot == Slot(0);
+        self.had_snapshot |= reply.last_slot != Slot(0);
         let Some(lease) = reply.lease.filter(|lease| lease.node == self.node) else {
             self.role = Role::Challenger { poll_at: later(now, rng) };
             return;
         };
         let (tick_from, settled) = match self.role {
             Role::Holder { lease: held, tick_from, settled, .. } if held == lease => (tick_from, settled),
+            _ if lost => (now + SETTLE_AFTER_LOSS, None),
             // A new reign: the present slot is published at once if it is missing.
             _ => (now, (reply.last_slot == self.slot_at(now)).then_some(reply.last_slot)),
         };
@@ -173,6 +182,7 @@ impl Election {
             Some(TickReply::Published { lease: reign, .. }) => {
                 *lease = reign;
                 *settled = Some(slot);
+                self.had_snapshot = true;
             }
             Some(TickReply::AlreadyDone { .. }) => *settled = Some(slot),
             // The estimate is right now. Should the slot be the same still, the short wait keeps the loop from spinning.

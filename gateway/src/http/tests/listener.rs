@@ -139,6 +139,29 @@ async fn an_abandoned_upgrade_gives_its_permit_back() {
 }
 
 // Inv. CAP: a spoofed X-Forwarded-For of a peer that is not trusted changes nothing; of one that is, it counts.
+// Inv. BOUND: neither names nor browsers let one address be a crowd.
+#[tokio::test]
+async fn an_address_may_invent_so_many_visitors_and_no_more() {
+    let mut plan = Plan::default();
+    (plan.admission.max_connections, plan.admission.max_per_address) = (1_000, 1_000);
+    let rig = Rig::new(plan).await;
+    let mut sockets = Vec::new();
+    for n in 0..60 {
+        sockets.push(rig.open(&format!("User-Agent: browser {n}\r\n")).await);
+        let named = UPGRADE.replace("/ws/analytics", &format!("/ws/analytics?visitor=name{n}"));
+        let mut stream = rig.connect().await;
+        stream.write_all(format!("{named}\r\n").as_bytes()).await.expect("writes");
+        assert!(head(&mut stream).await.starts_with("HTTP/1.1 101 "));
+        sockets.push(stream);
+    }
+    rig.until("all sockets are open", |metrics| metrics.handshakes.value(Handshake::Accepted) == 120).await;
+    let mut visitors = std::collections::HashSet::new();
+    rig.public.hub.for_each(|conn| {
+        visitors.insert(conn.visitor());
+    });
+    assert_eq!(visitors.len(), 51, "fifty, and the address itself");
+}
+
 #[tokio::test]
 async fn sockets_count_for_the_client_behind_trusted_proxies_only() {
     for (trusted, second) in [(None, "429"), (Some("127.0.0.0/8"), "101")] {
@@ -183,6 +206,20 @@ async fn a_proxy_header_names_the_client_and_only_proxies_may_send_it() {
     let rig = Rig::new(Plan { http: HttpSettings { trusted_proxies: elsewhere, ..http }, ..Plan::default() }).await;
     dropped(&rig, "PROXY TCP4 198.51.100.1 203.0.113.7 35646 80\r\nGET / HTTP/1.1\r\n").await;
     rig.until("it is counted", |m| m.connects_failed.value(Connect::ProxyHeader) == 1).await;
+}
+
+// Inv. BOUND: on a full node, connections that do not upgrade leave descriptors to probes and the backplane.
+#[tokio::test]
+async fn sockets_and_connections_together_are_capped() {
+    let mut plan = Plan::default();
+    plan.http.connections_max = 3;
+    let rig = Rig::new(plan).await;
+    let _sockets = [rig.open("").await, rig.open("").await];
+    rig.until("both are sockets", |metrics| metrics.handshakes.value(Handshake::Accepted) == 2).await;
+    let _third = rig.open("").await;
+    rig.until("the third is a socket", |metrics| metrics.handshakes.value(Handshake::Accepted) == 3).await;
+    dropped(&rig, "").await;
+    assert_eq!(rig.public.metrics.connects_failed.value(Connect::TooMany), 1);
 }
 
 // Inv. BOUND

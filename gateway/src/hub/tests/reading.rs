@@ -73,6 +73,7 @@ async fn each_violation_has_its_close_code() {
         ("deep JSON", masked(TEXT, &[b'['; 4096]), InvalidPayload),
         ("4097 bytes", masked(TEXT, &[b' '; 4097]), MessageTooBig),
         ("4097 bytes in fragments", fragments_of(&[b' '; 241], 17), MessageTooBig),
+        ("fragments without end that hold nothing", fragments_of(b"", 4097), MessageTooBig),
         ("a head that says 2^62 bytes", huge, MessageTooBig),
         ("a head whose length has the top bit", top_bit, MessageTooBig),
     ];
