@@ -8,11 +8,14 @@
 //! one atomic question; everything else (sockets that end, answers that were lost) makes the address dirty, and the
 //! node tells its count again until that is acknowledged. What a dead node held stops counting with its membership.
 //!
-//! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node decides
-//! by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has
-//! answered anything again. What was let in meanwhile is dirty and becomes known then. A node that is told it is no member
-//! decides by its own count too, and asks to be entered again ([`Admission::gone`]): [`Admission::readmit_all`] then
-//! names the sockets that are too many.
+//! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node
+//! decides by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has answered
+//! anything again. A node that is told it is no member decides by its own count too, and asks to be entered again
+//! ([`Admission::gone`]).
+//!
+//! What was let in alone is not simply told: nodes that were each within the cap may be over it together. It is asked
+//! about afterwards ([`Admission::readmit_unadmitted`], after entering again [`Admission::readmit_all`]), which names
+//! the sockets that are too many; until then the cluster counts those that it let in.
 //!
 //! **What comes out** is a [`Permit`]. It is the only way to a socket, and dropping it, from wherever, gives back what
 //! was taken. Cancelling [`Admission::admit`] at any point does as well.
@@ -28,10 +31,11 @@ mod visitors;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures_util::StreamExt;
 use governor::clock::DefaultClock;
 use parking_lot::Mutex;
@@ -91,7 +95,7 @@ pub struct Admission {
     backplane: Arc<dyn Backplane>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    secret: OnceLock<[u8; 32]>,
+    secret: ArcSwapOption<[u8; 32]>,
     rate: HandshakeRate<DefaultClock>,
     connections: AtomicU32,
     /// A plain lock: held for a few map operations, never over an await. One lock for counts, marks and turns,
@@ -106,6 +110,8 @@ pub struct Admission {
     work: Notify,
     /// Rings when the backplane said that this node is no member.
     gone: Notify,
+    /// Rings when a socket was let in alone.
+    unadmitted: Notify,
 }
 
 impl fmt::Debug for Admission {
@@ -134,7 +140,7 @@ impl Admission {
             backplane,
             metrics,
             clock,
-            secret: OnceLock::new(),
+            secret: ArcSwapOption::empty(),
             rate: HandshakeRate::new(settings.handshakes_per_second, DefaultClock::default()),
             connections: AtomicU32::new(0),
             counts: Mutex::default(),
@@ -143,12 +149,27 @@ impl Admission {
             turns: Notify::new(),
             work: Notify::new(),
             gone: Notify::new(),
+            unadmitted: Notify::new(),
         })
     }
 
-    /// The cluster's secret, which keys the address hashes. It never changes: a second one is ignored.
+    /// The cluster's secret, which keys the address hashes. Another one than before, which only another backplane has,
+    /// holds for those who come: an address then has two names here until its old sockets are gone, but one name on
+    /// all nodes.
     pub fn set_secret(&self, secret: [u8; 32]) {
-        let _ = self.secret.set(secret);
+        self.secret.store(Some(Arc::new(secret)));
+    }
+
+    /// The secret that the node goes by, when it has one.
+    #[must_use]
+    pub fn secret(&self) -> Option<[u8; 32]> {
+        self.secret.load().as_deref().copied()
+    }
+
+    /// How many sockets this node has, with those that are being admitted.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.connections.load(Ordering::Relaxed) as usize
     }
 
     /// Counts a handshake of `ip`.
@@ -164,9 +185,9 @@ impl Admission {
     /// # Errors
     /// [`Refusal`].
     pub async fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Permit, Refusal> {
-        let secret = self.secret.get().ok_or(Refusal::NotReady)?;
+        let secret = self.secret().ok_or(Refusal::NotReady)?;
         // Inv. PRIVATE: from here on the address is its keyed hash.
-        let address = address_hash(secret, ip);
+        let address = address_hash(&secret, ip);
         let seat = Seat::take(self)?;
         if self.settings.max_per_address > 0 {
             // Cheap before dear: an address that is full here needs no question.
@@ -248,20 +269,46 @@ impl Admission {
     ///
     /// # Errors
     /// When the backplane does not answer for some address; all have to be tried again then.
-    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
     pub async fn readmit_all(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
+        let addresses = self.counts.lock().held_addresses();
+        self.readmit_each(addresses).await
+    }
+
+    /// As [`Self::readmit_all`], for the addresses that have sockets which were let in alone.
+    ///
+    /// # Errors
+    /// When the backplane does not answer for some address: call it again.
+    pub async fn readmit_unadmitted(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
+        let addresses = self.counts.lock().unadmitted();
+        self.readmit_each(addresses).await
+    }
+
+    /// Waits until there are sockets that were let in alone. Cancel safe; for one waiter.
+    pub async fn unadmitted(&self) {
+        while self.counts.lock().unadmitted().is_empty() {
+            self.unadmitted.notified().await;
+        }
+    }
+
+    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
+    async fn readmit_each(&self, addresses: Vec<AddressHash>) -> backplane::Result<Vec<(AddressHash, u32)>> {
         if self.settings.max_per_address == 0 {
             return Ok(Vec::new());
         }
-        let addresses = self.counts.lock().held_addresses();
         let mut answers = futures_util::stream::iter(addresses)
             .map(|address| async move { (address, self.readmit(address).await) })
             .buffer_unordered(READMISSIONS_OPEN_MAX);
         let mut surplus = Vec::new();
         while let Some((address, answer)) = answers.next().await {
-            match answer? {
-                0 => {}
-                too_many => surplus.push((address, too_many)),
+            match answer {
+                Ok(0) => {}
+                Ok(too_many) => surplus.push((address, too_many)),
+                Err(error) => {
+                    // Nobody will close what was found so far: it is asked about once more.
+                    let mut counts = self.counts.lock();
+                    surplus.into_iter().for_each(|(address, _)| counts.owe_admission(address));
+                    return Err(error);
+                }
             }
         }
         Ok(surplus)
@@ -331,14 +378,15 @@ impl Admission {
     /// The reservation is within the cap by this node's own count; that must do.
     fn decide_alone(&self, reservation: Reservation<'_>) -> Result<(), Refusal> {
         self.metrics.admissions_alone.inc();
-        reservation.hold(Told::Unsure);
-        self.work.notify_one();
+        reservation.hold_alone();
+        self.unadmitted.notify_one();
         Ok(())
     }
 
     /// Has an address' sockets admitted again; tells how many are too many.
     async fn readmit(&self, address: AddressHash) -> backplane::Result<u32> {
-        let mut turn = Turn::take(self, address).await;
+        let mut turn = Turn::take(self, address, Counts::begin_admission).await;
+        let mut asked = Asked { admission: self, address, answered: false };
         let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
             // All have left since; the mark that they set does the rest.
@@ -349,18 +397,33 @@ impl Admission {
         self.backplane_answered();
         match reply {
             AdmitReply::Granted => {
-                turn.told = Told::Yes;
+                (turn.told, asked.answered) = (Told::Yes, true);
                 Ok(0)
             }
             // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
             AdmitReply::Refused { counted } => {
-                turn.told = Told::Yes;
+                (turn.told, asked.answered) = (Told::Yes, true);
                 Ok(held.saturating_sub(counted))
             }
             AdmitReply::Gone => {
                 self.gone.notify_one();
                 Ok(0)
             }
+        }
+    }
+}
+
+/// A question about all sockets of an address; without an answer, however it ends, it has to be put again.
+struct Asked<'a> {
+    admission: &'a Admission,
+    address: AddressHash,
+    answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.admission.counts.lock().owe_admission(self.address);
         }
     }
 }
@@ -433,10 +496,10 @@ impl<'a> Reservation<'a> {
         Ok(Self { admission, address, held: false })
     }
 
-    /// It becomes a socket's.
-    fn hold(mut self, told: Told) {
+    /// It becomes a socket's, though the cluster was not asked.
+    fn hold_alone(mut self) {
         self.held = true;
-        self.admission.counts.lock().hold(self.address, told);
+        self.admission.counts.lock().hold_alone(self.address);
     }
 }
 
@@ -459,13 +522,17 @@ struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     /// Waits until nobody else has it. Cancel safe.
-    async fn take(admission: &'a Admission, address: AddressHash) -> Self {
+    async fn take(
+        admission: &'a Admission,
+        address: AddressHash,
+        begin: impl Fn(&mut Counts, AddressHash) -> Option<u32>,
+    ) -> Self {
         let rings = admission.turns.notified();
         tokio::pin!(rings);
         loop {
             // Listening before looking: a turn that is given back in between is not missed.
             rings.as_mut().enable();
-            if let Some(held) = admission.counts.lock().begin(address) {
+            if let Some(held) = begin(&mut admission.counts.lock(), address) {
                 return Self { admission, address, held, told: Told::Unsure };
             }
             rings.as_mut().await;

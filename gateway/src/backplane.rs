@@ -34,6 +34,9 @@ pub type Millis = u64;
 
 /// The stream keeps about this many entries; each of ours trims it.
 pub const STREAM_ENTRIES_MAX: usize = 10_000;
+/// What is kept of a field of an entry, in bytes, whoever wrote it; what is longer is no message.
+// Inv. BOUND
+pub const ENTRY_VALUE_BYTES_MAX: usize = 20 * 1024;
 /// The most items of one [`Publish`].
 pub const PUBLISH_ITEMS_MAX: usize = shared::event::EVENTS_MAX;
 /// The most visitors of one [`Touch`].
@@ -390,7 +393,7 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// none came. One caller at a time: on Redis it has a connection of its own.
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>>;
 
-    /// The newest `count` entries, oldest first. On Redis the bound holds for each 1,000 of them.
+    /// The newest `count` entries, oldest first. Its bound is that of each page in which a long past is read.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
 
     /// The entry at `id`, if it still stands there.
@@ -429,8 +432,9 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// Marks visitors as seen now.
     async fn touch(&self, request: &Touch) -> Result<TouchReply>;
 
-    /// The secret that keys the address hashes: made once, never rotated.
-    async fn secret(&self) -> Result<[u8; 32]>;
+    /// The secret that keys the address hashes: made once, never rotated. `held` is what the node goes by already: it
+    /// is taken over where the backplane has lost its own, so that nodes which come later use the same.
+    async fn secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]>;
 
     /// Subscribes to the legacy channel; returns when the subscription holds. Dropping the receiver ends it. Bounded
     /// by [`LEGACY_QUEUE_MAX`].

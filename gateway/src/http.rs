@@ -80,6 +80,8 @@ pub struct HttpSettings {
     pub ingest_tokens: Vec<Secret>,
     /// The most connections that are not WebSockets (yet).
     pub pending_max: usize,
+    /// The most of them and the sockets together: what there are descriptors for.
+    pub connections_max: usize,
     /// The most of those from one peer; trusted proxies have no such limit.
     pub pending_per_peer_max: usize,
     /// How long a PROXY header, a request's head, and the pause between two requests may take.
@@ -99,6 +101,7 @@ impl Default for HttpSettings {
             ingest_tokens: Vec::new(),
             // At 27 KB each about 110 MB when all places are taken.
             pending_max: 4096,
+            connections_max: usize::MAX,
             // A page loads its three files over six connections; a household has a few browsers.
             pending_per_peer_max: 64,
             head_time_max: Duration::from_secs(5),
@@ -163,7 +166,8 @@ pub async fn serve_public(listener: TcpListener, public: Arc<Public>) {
         let peer_ip = normalise(peer.ip());
         let peer = if server.trusted.contains(peer_ip) { Peer::Exempt } else { Peer::Anybody(peer_ip) };
         // Inv. BOUND: without a place the connection is dropped here.
-        match gate.enter(peer) {
+        let room = settings.connections_max.saturating_sub(public.admission.sockets());
+        match gate.enter(peer, room) {
             Ok(pass) => {
                 spawn(&public.tasks, &public.metrics, public_connection(Arc::clone(&server), stream, peer_ip, pass))
             }
@@ -179,7 +183,7 @@ pub async fn serve_internal(listener: TcpListener, internal: Arc<Internal>) {
     let rendered = Arc::new(probes::Rendered::default());
     let lifecycle = internal.lifecycle.clone();
     accept::accept_until(listener, lifecycle.reached(Phase::Stopped), &internal.metrics, |stream, _| {
-        match gate.enter(Peer::Exempt) {
+        match gate.enter(Peer::Exempt, usize::MAX) {
             Ok(pass) => {
                 let connection = internal_connection(Arc::clone(&internal), Arc::clone(&rendered), stream, pass);
                 spawn(&internal.tasks, &internal.metrics, connection);

@@ -92,6 +92,8 @@ pub struct HubSettings {
     /// `SO_SNDBUF` of each socket, in bytes: small, so that a slow reader is noticed while what it has not read can
     /// still be discarded.
     pub socket_send_buffer_bytes: usize,
+    /// Threads that may share a broadcast pass.
+    pub writers_max: usize,
     /// Least time between the beginnings of two broadcast passes.
     pub flush_interval: Duration,
     /// Age at which a socket is asked to come back, give or take a tenth.
@@ -112,6 +114,8 @@ impl Default for HubSettings {
             messages_per_second: 1,
             message_burst: 5,
             socket_send_buffer_bytes: 32 * 1024,
+            // The other half of the cores reads, and serves handshakes.
+            writers_max: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 8)),
             flush_interval: Duration::ZERO,
             max_age: None,
             panic_on: None,

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
 use self::freshness::{Turn, Watch};
-use crate::backplane::{Backplane, Entry, Lease, Result, STREAM_ENTRIES_MAX};
+use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
 use crate::hub::broadcast::{Broadcast, BroadcastSender};
@@ -45,7 +45,7 @@ use crate::metrics::{Metrics, Relayed};
 use crate::presence::Presence;
 use crate::vitals::{Loop, Vitals};
 
-/// Entries of one read.
+/// Entries of one read; fewer for a while after reads that did not end in time, as entries may be of any size.
 const READ_MAX: usize = 512;
 /// How long a read waits for the first entry.
 const READ_BLOCK: Duration = Duration::from_secs(2);
@@ -103,6 +103,8 @@ pub struct Relay {
     primed: watch::Sender<bool>,
     /// The place in the stream must be checked before it is read.
     in_doubt: bool,
+    /// Entries of the next read.
+    read_max: usize,
     backoff: Backoff,
     unmentioned: u64,
     mentioned_at: Option<Mono>,
@@ -120,6 +122,7 @@ impl Relay {
             last: None,
             primed: watch::Sender::new(false),
             in_doubt: false,
+            read_max: READ_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             unmentioned: 0,
             mentioned_at: None,
@@ -194,14 +197,18 @@ impl Relay {
     async fn read(&mut self) -> Result<()> {
         let begun = self.parts.clock.now();
         let backplane = Arc::clone(&self.parts.backplane);
-        let entries = self.attend(backplane.read_from(self.cursor.position(), READ_MAX, READ_BLOCK)).await?;
+        let asked = self.read_max;
+        let read = self.attend(backplane.read_from(self.cursor.position(), asked, READ_BLOCK)).await;
+        // Half of it may arrive in time: asked for the same again, it never would.
+        self.read_max = if read == Err(BackplaneError::Timeout) { asked / 2 } else { asked * 2 }.clamp(1, READ_MAX);
+        let entries = read?;
         let slept = self.parts.clock.now().saturating_sub(begun) > READ_BLOCK + self.parts.tick_interval;
         if slept || self.in_doubt {
             // Read from a place that may not exist any more; it is read again once that is known.
             self.in_doubt = true;
             return Ok(());
         }
-        self.take(&entries).await;
+        self.take(&entries, entries.len() == asked).await;
         Ok(())
     }
 
@@ -225,11 +232,10 @@ impl Relay {
 
     /// Hands entries on, in their order.
     // Inv. ORDER: one task takes one batch after the other, and each send waits for room.
-    async fn take(&mut self, entries: &[Entry]) {
+    async fn take(&mut self, entries: &[Entry], more_follows: bool) {
         let messages: Vec<_> = entries.iter().map(decode).collect();
         // Of several snapshots only the newest is news. What is older than that was true once.
         let newest = messages.iter().rposition(|message| matches!(message, Ok(PublicMessage::RealtimeUpdate(_))));
-        let more_follows = entries.len() == READ_MAX;
         let is_ticker = self.parts.is_ticker.borrow().is_some();
         for (index, (entry, message)) in entries.iter().zip(messages).enumerate() {
             let (verdict, gap) = self.cursor.accept(entry.event_id(), entry.tick);
@@ -323,7 +329,7 @@ impl Relay {
         }
     }
 
-    async fn wait_after(&mut self, error: &crate::backplane::BackplaneError) {
+    async fn wait_after(&mut self, error: &BackplaneError) {
         let wait = self.backoff.next_delay(&mut rand::rng());
         tracing::debug!(%error, wait_ms = wait.as_millis(), "the stream cannot be read");
         self.attend(tokio::time::sleep(wait)).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::admission::AdmissionSettings;
-use crate::config::{Config, TestPanic};
+use crate::config::{Config, RESERVED_DESCRIPTORS, TestPanic};
 use crate::drain::DrainSettings;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, PanicOn};
@@ -43,12 +43,17 @@ pub(super) fn hub(config: &Config) -> HubSettings {
     }
 }
 
+/// Of the descriptors that sockets leave, those for connections that have not upgraded.
+const PENDING_DESCRIPTORS: usize = 256;
+const _: () = assert!(PENDING_DESCRIPTORS as u64 <= RESERVED_DESCRIPTORS / 2, "the rest needs some too");
+
 pub(super) fn http(config: &Config) -> HttpSettings {
     HttpSettings {
         origins: config.allowed_origins.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
         proxy_protocol: config.proxy_protocol,
         ingest_tokens: config.ingest_tokens.clone(),
+        connections_max: config.max_connections as usize + PENDING_DESCRIPTORS,
         ..HttpSettings::default()
     }
 }

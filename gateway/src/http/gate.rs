@@ -3,6 +3,9 @@
 //! Before it has upgraded, a connection costs 18 to 27 KB and has proved nothing. So these are capped in all, and per
 //! peer, so that one peer cannot take all the places. Trusted proxies carry everybody's connections and are exempt
 //! from the second cap. A connection that upgrades gives its place back and falls under admission instead.
+//!
+//! Nor may they, beside the sockets, take the process's last descriptors: probes and the way to the backplane need
+//! some. So on a node that is nearly full there are fewer places.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -43,10 +46,10 @@ impl Gate {
         Arc::new(Self { max, max_per_peer, open: Mutex::default() })
     }
 
-    /// Takes a place, or tells which cap is reached.
-    pub(super) fn enter(self: &Arc<Self>, peer: Peer) -> Result<Pass, Connect> {
+    /// Takes a place, or tells which cap is reached. `room`: how many places there are descriptors for at present.
+    pub(super) fn enter(self: &Arc<Self>, peer: Peer, room: usize) -> Result<Pass, Connect> {
         let mut open = self.open.lock();
-        if open.total >= self.max {
+        if open.total >= self.max.min(room) {
             return Err(Connect::TooMany);
         }
         let peer = match peer {
@@ -91,6 +94,8 @@ impl Drop for Pass {
 mod tests {
     use super::*;
 
+    const ROOM: usize = usize::MAX;
+
     fn peer(text: &str) -> Peer {
         Peer::Anybody(text.parse().expect("an address"))
     }
@@ -99,26 +104,37 @@ mod tests {
     #[test]
     fn both_caps_hold_and_places_come_back() {
         let gate = Gate::new(4, 2);
-        let mut passes =
-            vec![gate.enter(peer("192.0.2.1")).expect("room"), gate.enter(peer("192.0.2.1")).expect("room")];
-        assert_eq!(gate.enter(peer("::ffff:192.0.2.1")).unwrap_err(), Connect::TooManyOfPeer);
-        passes.push(gate.enter(peer("2001:db8::1")).expect("room"));
-        passes.push(gate.enter(peer("2001:db8::2")).expect("room"));
-        assert_eq!(gate.enter(peer("192.0.2.9")).unwrap_err(), Connect::TooMany);
+        let mut passes = vec![
+            gate.enter(peer("192.0.2.1"), ROOM).expect("room"),
+            gate.enter(peer("192.0.2.1"), ROOM).expect("room"),
+        ];
+        assert_eq!(gate.enter(peer("::ffff:192.0.2.1"), ROOM).unwrap_err(), Connect::TooManyOfPeer);
+        passes.push(gate.enter(peer("2001:db8::1"), ROOM).expect("room"));
+        passes.push(gate.enter(peer("2001:db8::2"), ROOM).expect("room"));
+        assert_eq!(gate.enter(peer("192.0.2.9"), ROOM).unwrap_err(), Connect::TooMany);
         passes.pop();
-        passes.push(gate.enter(Peer::Exempt).expect("room"));
+        passes.push(gate.enter(Peer::Exempt, ROOM).expect("room"));
         passes.remove(0);
-        assert!(gate.enter(peer("192.0.2.1")).is_ok());
+        assert!(gate.enter(peer("192.0.2.1"), ROOM).is_ok());
         passes.clear();
         assert_eq!(gate.open.lock().total, 0);
         assert!(gate.open.lock().per_peer.is_empty());
     }
 
+    // Inv. BOUND
+    #[test]
+    fn where_descriptors_are_short_there_are_fewer_places() {
+        let gate = Gate::new(4, 4);
+        let _pass = gate.enter(Peer::Exempt, 1).expect("room");
+        assert_eq!(gate.enter(Peer::Exempt, 1).unwrap_err(), Connect::TooMany);
+        assert!(gate.enter(Peer::Exempt, 2).is_ok());
+    }
+
     #[test]
     fn a_trusted_proxy_has_no_cap_of_its_own() {
         let gate = Gate::new(10, 1);
-        let passes: Vec<_> = (0..10).map(|_| gate.enter(Peer::Exempt)).collect();
+        let passes: Vec<_> = (0..10).map(|_| gate.enter(Peer::Exempt, ROOM)).collect();
         assert!(passes.iter().all(Result::is_ok));
-        assert_eq!(gate.enter(Peer::Exempt).unwrap_err(), Connect::TooMany);
+        assert_eq!(gate.enter(Peer::Exempt, ROOM).unwrap_err(), Connect::TooMany);
     }
 }

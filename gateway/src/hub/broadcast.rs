@@ -9,6 +9,10 @@
 //! at least that far apart.) Each form that sockets asked for (which kinds, with or without ids) is
 //! encoded once per pass, when the first socket of that form comes along.
 //!
+//! On machines with cores to spare a pass is shared out: each of a few threads writes to a part of the sockets, and the
+//! pass ends when all are done. The threads are started for the pass, which costs less than a hundredth of what they
+//! write, and leaves nothing to be kept alive, fed or shut down in between.
+//!
 //! Invariants:
 //! - Inv. ORDER: one thread, one queue: every socket gets messages in the queue's order. What a pass brings is said
 //!   (`Core::begin_pass`) before the sockets are looked up.
@@ -16,6 +20,7 @@
 //! - Inv. ISOLATION: a socket that takes nothing costs a pass no more than one that does.
 
 use std::borrow::Cow;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +44,8 @@ pub const QUEUE_MAX: usize = 1024;
 const PASS_MESSAGES_MAX: usize = 256;
 /// Bytes of one pass: no more than a healthy reader's kernel buffer takes in one write.
 const PASS_BYTES_MAX: usize = 16 * 1024;
+/// Fewer sockets than this (ten milliseconds of writing) are not worth another thread's start; tests have fewer.
+const SOCKETS_PER_WRITER_MIN: usize = if cfg!(test) { 4 } else { 2_000 };
 /// The broadcaster comes round this often when there is nothing to send.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -185,9 +192,27 @@ pub(super) fn pass(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn
     let last_id = messages.iter().rev().find_map(|message| message.id);
     let (number, id_before) = core.begin_pass(state, last_id);
     hub.snapshot(sockets);
+    let write = |sockets: &[Arc<Conn>]| write(hub, messages, sockets, (number, id_before));
+    let share = sockets.len().div_ceil(core.settings.writers_max.max(1)).max(SOCKETS_PER_WRITER_MIN);
+    let mut shares = sockets.chunks(share);
+    let first = shares.next().unwrap_or_default();
+    // Inv. ORDER: the scope ends when every share is written, so passes never overlap, not even on one socket.
+    let sent = std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(|| write(share))).collect();
+        let joined = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        write(first) + joined.sum::<u64>()
+    });
+    sockets.clear();
+    core.metrics.messages.add(Direction::Sent, sent);
+    core.metrics.passes.inc();
+}
+
+/// Writes what the pass brings to some of the sockets; returns how many messages were written at once.
+fn write(hub: &Hub, messages: &[Broadcast], sockets: &[Arc<Conn>], (number, id_before): (u64, Option<EventId>)) -> u64 {
+    let core = &hub.core;
     let mut forms = Forms { messages, made: Vec::new() };
     let mut sent = 0;
-    for conn in sockets.drain(..) {
+    for conn in sockets {
         let parcel = forms.of(conn.wants());
         if parcel.marks.is_empty() {
             continue;
@@ -197,8 +222,7 @@ pub(super) fn pass(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn
             hub.shed();
         }
     }
-    core.metrics.messages.add(Direction::Sent, sent);
-    core.metrics.passes.inc();
+    sent
 }
 
 /// The forms in which sockets want the messages of a pass; each is made when it is first asked for. There are few: the

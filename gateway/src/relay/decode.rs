@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use shared::message::{MessageKind, PublicMessage};
 
-use crate::backplane::{Entry, TickMark};
+use crate::backplane::{ENTRY_VALUE_BYTES_MAX, Entry, TickMark};
 use crate::metrics::Relayed;
 
 /// The largest `data` that is looked at, in bytes. A public message is below 1 KiB.
 pub const DATA_BYTES_MAX: usize = 16 * 1024;
+const _: () = assert!(ENTRY_VALUE_BYTES_MAX > DATA_BYTES_MAX, "what was cut must be seen to be too long");
 
 /// Reads an entry.
 ///

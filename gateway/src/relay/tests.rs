@@ -353,3 +353,22 @@ async fn only_the_ticker_marks_the_visitors_of_stream_events() {
     check(Some(Lease { node: NodeId::from_random(1), epoch: Epoch(1) }), true).await;
     check(None, false).await;
 }
+
+// What cannot arrive in time is asked for in halves, or the node would ask for it for ever.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_is_too_slow_is_followed_by_smaller_ones() {
+    let mut world = World::new();
+    let mut relay = world.relay.take().expect("not run yet");
+    world.event("/a").await;
+    world.backplane.fail(Call::ReadFrom, [Fault::AnswerLost; 11]);
+    let mut asked = Vec::new();
+    for _ in 0..11 {
+        assert!(relay.read().await.is_err());
+        asked.push(relay.read_max);
+    }
+    assert_eq!(asked, [256, 128, 64, 32, 16, 8, 4, 2, 1, 1, 1]);
+    relay.read().await.expect("answers");
+    world.event("/b").await;
+    relay.read().await.expect("answers");
+    assert_eq!(relay.read_max, 4);
+}

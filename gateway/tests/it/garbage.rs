@@ -7,6 +7,7 @@ use crate::support::client::{Message, Upgrade};
 use crate::support::cluster::Cluster;
 use crate::support::producer::Producer;
 use crate::support::recorder::Recorder;
+use crate::support::redis_server::RedisServer;
 use crate::support::resp::Resp;
 use crate::support::wait::{SOON, until};
 
@@ -132,6 +133,23 @@ async fn garbage_on_the_legacy_channel_is_counted_and_skipped() {
     // Inv. ANON: nor does it stand in the stream.
     let stream = format!("{:?}", producer.call(&["XRANGE", "{analytics}:events", "-", "+"]).await);
     assert!(!stream.contains(PLANTED) && !stream.contains("424242424242"), "{stream}");
+}
+
+// Inv. BOUND: Redis cuts its answers by entries, not by bytes.
+#[tokio::test]
+async fn a_stream_of_megabytes_keeps_no_node_from_starting_nor_from_reading_on() {
+    let redis = RedisServer::start();
+    let mut resp = Resp::to(&redis).await;
+    let fill =
+        "for _ = 1, 20 do redis.call('XADD', KEYS[1], '*', 'type', 'new_event', 'data', string.rep('x', 1e6)) end";
+    for _ in 0..15 {
+        resp.call(&["EVAL", fill, "1", "{analytics}:events"]).await;
+    }
+    let cluster = Cluster::on(redis, 1, |setup| setup.brisk().crowded()).await;
+    let recorder = Recorder::of(Upgrade::new().open(cluster.nodes[0].public).await);
+    resp.call(&["EVAL", fill, "1", "{analytics}:events"]).await;
+    cluster.producer().await.stream_page("/after").await;
+    recorder.until_new("/after", SOON).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,10 @@
 //! Anybody who may write to Redis may append to the stream, so an entry is taken as it is: fields that are missing
 //! are empty, fields that are not text are read as far as they are, and nothing that one entry holds can keep a node
 //! from reading the next. What an entry means is the relay's business.
+//!
+//! Nor can what many hold: Redis cuts an answer by entries, not by bytes, and the past of a stream in which somebody
+//! puts megabytes would not arrive within any timeout. So the past is read in pages ([`PAGE_MAX`]), smaller ones where
+//! those are too slow, and of a value no more is kept than [`ENTRY_VALUE_BYTES_MAX`].
 
 use std::time::Duration;
 
@@ -16,10 +20,10 @@ use tokio::time::timeout;
 use super::RedisBackplane;
 use super::connection::COMMAND_TIMEOUT;
 use super::reply::{self, ODD_REPLY, Reply};
-use crate::backplane::{BackplaneError, Entry, Result, TickMark};
+use crate::backplane::{BackplaneError, ENTRY_VALUE_BYTES_MAX, Entry, Result, TickMark};
 
-/// Entries of one XREVRANGE.
-const NEWEST_PORTION: usize = 1000;
+/// Entries of the past that are asked for at once.
+const PAGE_MAX: usize = 64;
 
 impl RedisBackplane {
     /// XREAD BLOCK on the connection that does nothing else: a blocked connection answers nobody.
@@ -55,23 +59,26 @@ impl RedisBackplane {
         }
     }
 
-    /// The newest entries, oldest first. Asked for in portions, each with a bound of its own: a node that starts asks
-    /// for the whole stream, which neither blocks Redis in one piece nor has to come within one command's time.
+    /// The newest entries, oldest first. The timeout is a page's.
     pub(super) async fn newest_entries(&self, count: usize) -> Result<Vec<Entry>> {
-        let mut newest = Vec::new();
-        let mut below = "+".to_owned();
+        let (mut newest, mut page) = (Vec::new(), PAGE_MAX);
         while newest.len() < count {
-            let portion = (count - newest.len()).min(NEWEST_PORTION);
-            let end = below.clone();
+            let asked = page.min(count - newest.len());
+            let before = newest.last().map_or_else(|| "+".to_owned(), |oldest: &Entry| format!("({}", oldest.id));
             let read = self.command(|client| async move {
-                client.xrevrange::<Value, _, _, _>(self.keys.events(), end, "-", Some(portion as u64)).await
+                client.xrevrange::<Value, _, _, _>(self.keys.events(), before, "-", Some(asked as u64)).await
             });
-            let read = entries(read.await?)?;
-            let (len, last) = (read.len(), read.last().map(|entry| entry.id));
-            newest.extend(read);
-            match last {
-                Some(id) if len == portion => below = format!("({id}"),
-                _ => break,
+            match read.await {
+                Ok(read) => {
+                    let read = entries(read)?;
+                    let is_last = read.len() < asked;
+                    newest.extend(read);
+                    if is_last {
+                        break;
+                    }
+                }
+                Err(BackplaneError::Timeout) if page > 1 => page /= 2,
+                Err(error) => return Err(error),
             }
         }
         newest.reverse();
@@ -106,6 +113,8 @@ fn entry(value: Value) -> Result<Entry> {
     while !fields.is_empty() {
         let name = fields.bytes()?;
         let value = fields.bytes()?;
+        // A copy: the value itself would hold on to the whole answer of which it is a part.
+        let value = Bytes::copy_from_slice(&value[..value.len().min(ENTRY_VALUE_BYTES_MAX)]);
         match name.as_ref() {
             b"type" => entry.kind = String::from_utf8_lossy(&value).into_owned(),
             b"data" => entry.data = value,

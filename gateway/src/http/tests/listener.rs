@@ -208,6 +208,20 @@ async fn a_proxy_header_names_the_client_and_only_proxies_may_send_it() {
     rig.until("it is counted", |m| m.connects_failed.value(Connect::ProxyHeader) == 1).await;
 }
 
+// Inv. BOUND: on a full node, connections that do not upgrade leave descriptors to probes and the backplane.
+#[tokio::test]
+async fn sockets_and_connections_together_are_capped() {
+    let mut plan = Plan::default();
+    plan.http.connections_max = 3;
+    let rig = Rig::new(plan).await;
+    let _sockets = [rig.open("").await, rig.open("").await];
+    rig.until("both are sockets", |metrics| metrics.handshakes.value(Handshake::Accepted) == 2).await;
+    let _third = rig.open("").await;
+    rig.until("the third is a socket", |metrics| metrics.handshakes.value(Handshake::Accepted) == 3).await;
+    dropped(&rig, "").await;
+    assert_eq!(rig.public.metrics.connects_failed.value(Connect::TooMany), 1);
+}
+
 // Inv. BOUND
 #[tokio::test]
 async fn connections_that_do_not_upgrade_are_capped_and_slow_ones_closed() {
