@@ -21,7 +21,7 @@ use fred::types::config::{Options, Server};
 use fred::types::{ClusterHash, ConnectHandle};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +39,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PINGS_LOST_MAX: u32 = 2;
 /// Pause before the library's task is started again after it ended.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that fails again is mentioned at most this often, however often it is made.
+const MENTION_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait for a connection to say goodbye.
 const QUIT_WITHIN: Duration = Duration::from_millis(500);
 
@@ -95,8 +97,11 @@ impl<C: ClientLike + EventInterface + std::fmt::Debug + 'static> Link<C> {
             suspect: Arc::clone(&suspect),
             pings_lost: 0,
             failures: 0,
+            mentioned: false,
+            mentioned_at: None,
             connected_before: false,
             checked: false,
+            is_replica: false,
         };
         tasks.spawn(supervisor.run(end.clone()));
         Self { client, verdict: watched, suspect, _end: end.drop_guard() }
@@ -143,11 +148,16 @@ struct Supervisor<C: ClientLike> {
     verdict: watch::Sender<Verdict>,
     suspect: Arc<Notify>,
     pings_lost: u32,
-    /// Failures since the last connection; only the first is logged.
+    /// Failures since the last connection.
     failures: u64,
+    /// Whether the log knows that there is no connection.
+    mentioned: bool,
+    mentioned_at: Option<Instant>,
     connected_before: bool,
     /// Whether the server behind the present connection has been looked at.
     checked: bool,
+    /// The server at the other end cannot be written to.
+    is_replica: bool,
 }
 
 impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
@@ -195,6 +205,8 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
                 _ = ask.tick() => {
                     match (self.client.is_connected(), self.checked) {
                         (false, _) => {}
+                        // Who was the primary, or whose name it has, is another server by now.
+                        (true, false) if self.is_replica => self.connect_anew().await,
                         (true, false) => self.look().await,
                         (true, true) if self.role == Role::Reads => {}
                         (true, true) => self.ping().await,
@@ -207,6 +219,7 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
     /// Looks at the server behind a new connection, before it is used. Tried again until it answers.
     async fn look(&mut self) {
         let verdict = match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
+            Ok(Ok(info)) if is_replica(&info) => return self.found_replica(),
             Ok(Ok(info)) => judge(&info, self.role),
             Ok(Err(error)) if error.details().starts_with("NOPERM") => {
                 if self.role == Role::Commands {
@@ -220,7 +233,7 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
         if self.role == Role::Commands {
             if let Verdict::Unusable(reason) = verdict {
                 tracing::error!(reason, "this redis cannot be used");
-            } else {
+            } else if self.mentioned || !self.connected_before {
                 tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
             }
             self.metrics.backplane_up.set(i64::from(verdict == Verdict::Usable));
@@ -231,6 +244,7 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
         self.connected_before = true;
         self.failures = 0;
         self.pings_lost = 0;
+        (self.mentioned, self.is_replica) = (false, false);
         self.verdict.send_replace(verdict);
     }
 
@@ -243,9 +257,34 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
         if self.role == Role::Commands {
             self.metrics.backplane_up.set(0);
         }
-        if self.failures == 1 {
+        if self.is_to_be_mentioned() {
             let server = server.map(ToString::to_string);
             tracing::warn!(role = ?self.role, %error, server, "connection to redis failed");
+        }
+    }
+
+    /// Whether the log should be told of a failure: once in each time without a connection, and not more often than
+    /// bearable when such times are many and short.
+    fn is_to_be_mentioned(&mut self) -> bool {
+        let now = Instant::now();
+        let due = !self.mentioned && self.mentioned_at.is_none_or(|at| now.duration_since(at) >= MENTION_EVERY);
+        if due {
+            (self.mentioned, self.mentioned_at) = (true, Some(now));
+        }
+        due
+    }
+
+    /// A replica answers everything but what matters. Nobody gets to use it, and another connection is tried with each
+    /// question from now on; were commands sent there, each refusal would make the library connect again at once.
+    fn found_replica(&mut self) {
+        self.is_replica = true;
+        self.failures += 1;
+        self.verdict.send_replace(Verdict::Unknown);
+        if self.role == Role::Commands {
+            self.metrics.backplane_up.set(0);
+        }
+        if self.is_to_be_mentioned() {
+            tracing::warn!(role = ?self.role, "this redis is a replica and cannot be written to; trying again");
         }
     }
 
@@ -280,7 +319,13 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
     async fn reconnect(&mut self) {
         self.pings_lost = 0;
         self.failures += 1;
-        tracing::warn!(role = ?self.role, "redis does not answer; the connection is made anew");
+        if self.is_to_be_mentioned() {
+            tracing::warn!(role = ?self.role, "redis does not answer; the connection is made anew");
+        }
+        self.connect_anew().await;
+    }
+
+    async fn connect_anew(&self) {
         if let Ok(Err(error)) = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await {
             tracing::debug!(role = ?self.role, %error, "reconnecting failed");
         }
@@ -297,6 +342,11 @@ impl<C: ClientLike + EventInterface + 'static> Supervisor<C> {
             self.metrics.backplane_up.set(0);
         }
     }
+}
+
+/// Whether INFO is that of a server which follows another.
+fn is_replica(info: &str) -> bool {
+    info.lines().any(|line| line.trim_end() == "role:slave")
 }
 
 const TOO_OLD: &str = "Redis 7 or newer, or Valkey, is needed";
