@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, AdmissionSettings};
 use crate::backplane::memory::MemoryBackplane;
-use crate::backplane::redis::{RedisBackplane, RedisSettings};
+use crate::backplane::redis::RedisBackplane;
 use crate::backplane::{self, Backplane};
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster, ClusterParts};
@@ -155,15 +155,13 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let page = Page::new(&metrics, Telemetry::metric_exporter(&config)?)?;
         let node = NodeId::from_random(rand::rng().random());
-        let backplane = match &config.redis_url {
+        let backplane = match config.redis_settings() {
             None => {
                 // In the same process: it answers as long as anybody can ask.
                 metrics.backplane_up.set(1);
                 Connected::Memory(MemoryBackplane::new())
             }
-            Some(url) => {
-                let ca_file = config.redis_ca_file.clone();
-                let settings = RedisSettings { url: url.reveal().to_owned(), ca_file, keys: config.keys.clone() };
+            Some(settings) => {
                 Connected::Redis(RedisBackplane::connect(&settings, node, Arc::clone(&metrics)).context("REDIS_URL")?)
             }
         };
