@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
 use self::freshness::{Turn, Watch};
-use crate::backplane::{Backplane, Entry, Lease, Result, STREAM_ENTRIES_MAX};
+use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
 use crate::hub::broadcast::{Broadcast, BroadcastSender};
@@ -47,6 +47,8 @@ use crate::vitals::{Loop, Vitals};
 
 /// Entries of one read.
 const READ_MAX: usize = 512;
+/// A place to go on from is looked for among at least this many entries, however slow the backplane is.
+const LOOK_BACK_MIN: usize = 64;
 /// How long a read waits for the first entry.
 const READ_BLOCK: Duration = Duration::from_secs(2);
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
@@ -103,6 +105,8 @@ pub struct Relay {
     primed: watch::Sender<bool>,
     /// The place in the stream must be checked before it is read.
     in_doubt: bool,
+    /// How many entries are looked through for a place to go on from.
+    look_back: usize,
     backoff: Backoff,
     unmentioned: u64,
     mentioned_at: Option<Mono>,
@@ -120,6 +124,7 @@ impl Relay {
             last: None,
             primed: watch::Sender::new(false),
             in_doubt: false,
+            look_back: STREAM_ENTRIES_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             unmentioned: 0,
             mentioned_at: None,
@@ -212,7 +217,13 @@ impl Relay {
         if let Some(anchor) = self.cursor.anchor() {
             let there = self.attend(backplane.entry(anchor.stream)).await?;
             if there.is_none_or(|entry| entry.event_id() != anchor) {
-                let entries = self.attend(backplane.newest(STREAM_ENTRIES_MAX)).await?;
+                let entries = self.attend(backplane.newest(self.look_back)).await;
+                if entries == Err(BackplaneError::Timeout) {
+                    // More than can be had in one answer. What was read last lies at the end: less will do.
+                    self.look_back = (self.look_back / 2).max(LOOK_BACK_MIN);
+                }
+                let entries = entries?;
+                self.look_back = STREAM_ENTRIES_MAX;
                 let stream: Vec<_> = entries.iter().map(Entry::event_id).collect();
                 let gap = self.cursor.reanchor(&stream);
                 tracing::warn!(position = %self.cursor.position(), "the stream has lost entries; reading on");
@@ -323,7 +334,7 @@ impl Relay {
         }
     }
 
-    async fn wait_after(&mut self, error: &crate::backplane::BackplaneError) {
+    async fn wait_after(&mut self, error: &BackplaneError) {
         let wait = self.backoff.next_delay(&mut rand::rng());
         tracing::debug!(%error, wait_ms = wait.as_millis(), "the stream cannot be read");
         self.attend(tokio::time::sleep(wait)).await;
