@@ -33,7 +33,7 @@ use self::start::Start;
 use crate::admission::Admission;
 use crate::backplane::Backplane;
 use crate::backplane::memory::MemoryBackplane;
-use crate::backplane::redis::{RedisBackplane, RedisSettings};
+use crate::backplane::redis::RedisBackplane;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, ClusterParts};
 use crate::cluster_time::ClusterTime;
@@ -107,15 +107,13 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let page = Page::new(&metrics, Telemetry::metric_exporter(&config)?)?;
         let node = NodeId::from_random(rand::rng().random());
-        let backplane = match &config.redis_url {
+        let backplane = match config.redis_settings() {
             None => {
                 // In the same process: it answers as long as anybody can ask.
                 metrics.backplane_up.set(1);
                 Connected::Memory(MemoryBackplane::new())
             }
-            Some(url) => {
-                let ca_file = config.redis_ca_file.clone();
-                let settings = RedisSettings { url: url.reveal().to_owned(), ca_file, keys: config.keys.clone() };
+            Some(settings) => {
                 Connected::Redis(RedisBackplane::connect(&settings, node, Arc::clone(&metrics)).context("REDIS_URL")?)
             }
         };

@@ -25,6 +25,7 @@ use shared::keys::Keys;
 pub use self::args::Args;
 pub use self::environment::Environment;
 use self::environment::{otlp, secret, test_panic, unknown_variables};
+use crate::backplane::redis::RedisSettings;
 
 /// Descriptors that are not client sockets: listeners, Redis, the runtime, connections that have not upgraded yet.
 pub const RESERVED_DESCRIPTORS: u64 = 512;
@@ -253,18 +254,30 @@ impl Config {
         if self.proxy_protocol == ProxyProtocol::On && self.trusted_proxies.is_empty() {
             problems.add("GATEWAY_PROXY_PROTOCOL", "needs GATEWAY_TRUSTED_PROXIES: nobody else's header is believed");
         }
-        match &self.redis_ca_file {
-            Some(_) if self.redis_url.is_none() => problems.add("REDIS_CA_FILE", "needs REDIS_URL"),
-            Some(path) => {
-                if let Err(error) = std::fs::File::open(path) {
-                    problems.add("REDIS_CA_FILE", format!("cannot be read: {}", error.kind()));
+        match (&self.redis_ca_file, self.redis_settings()) {
+            (Some(_), None) => problems.add("REDIS_CA_FILE", "needs REDIS_URL"),
+            (ca_file, Some(settings)) => {
+                let unreadable = ca_file.as_ref().and_then(|path| std::fs::File::open(path).err());
+                match (unreadable, settings.check()) {
+                    (Some(error), _) => problems.add("REDIS_CA_FILE", format!("cannot be read: {}", error.kind())),
+                    (None, Err(error)) => problems.add("REDIS_URL", error.to_string()),
+                    (None, Ok(())) => {}
                 }
             }
-            None => {}
+            (None, None) => {}
         }
         if self.listen == self.internal_listen && self.listen.port() != 0 {
             problems.add("GATEWAY_INTERNAL_LISTEN", "must differ from GATEWAY_LISTEN");
         }
+    }
+}
+
+impl Config {
+    /// Where Redis is; none when the backplane is embedded.
+    #[must_use]
+    pub fn redis_settings(&self) -> Option<RedisSettings> {
+        let url = self.redis_url.as_ref()?.reveal().to_owned();
+        Some(RedisSettings { url, ca_file: self.redis_ca_file.clone(), keys: self.keys.clone() })
     }
 }
 

@@ -47,6 +47,8 @@ use crate::vitals::{Loop, Vitals};
 
 /// Entries of one read; fewer for a while after reads that did not end in time, as entries may be of any size.
 const READ_MAX: usize = 512;
+/// A place to go on from is looked for among at least this many entries, however slow the backplane is.
+const LOOK_BACK_MIN: usize = 64;
 /// How long a read waits for the first entry.
 const READ_BLOCK: Duration = Duration::from_secs(2);
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
@@ -105,6 +107,8 @@ pub struct Relay {
     in_doubt: bool,
     /// Entries of the next read.
     read_max: usize,
+    /// How many entries are looked through for a place to go on from.
+    look_back: usize,
     backoff: Backoff,
     unmentioned: u64,
     mentioned_at: Option<Mono>,
@@ -123,6 +127,7 @@ impl Relay {
             primed: watch::Sender::new(false),
             in_doubt: false,
             read_max: READ_MAX,
+            look_back: STREAM_ENTRIES_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             unmentioned: 0,
             mentioned_at: None,
@@ -219,7 +224,13 @@ impl Relay {
         if let Some(anchor) = self.cursor.anchor() {
             let there = self.attend(backplane.entry(anchor.stream)).await?;
             if there.is_none_or(|entry| entry.event_id() != anchor) {
-                let entries = self.attend(backplane.newest(STREAM_ENTRIES_MAX)).await?;
+                let entries = self.attend(backplane.newest(self.look_back)).await;
+                if entries == Err(BackplaneError::Timeout) {
+                    // More than can be had in one answer. What was read last lies at the end: less will do.
+                    self.look_back = (self.look_back / 2).max(LOOK_BACK_MIN);
+                }
+                let entries = entries?;
+                self.look_back = STREAM_ENTRIES_MAX;
                 let stream: Vec<_> = entries.iter().map(Entry::event_id).collect();
                 let gap = self.cursor.reanchor(&stream);
                 tracing::warn!(position = %self.cursor.position(), "the stream has lost entries; reading on");

@@ -17,6 +17,7 @@ mod members;
 mod presence;
 mod publish;
 mod pubsub;
+mod refusals;
 mod reply;
 mod scripts;
 mod settings;
@@ -45,6 +46,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
+use self::refusals::Refusals;
 use self::reply::Reply;
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
@@ -70,6 +72,7 @@ pub struct RedisBackplane {
     member_lease_ms: AtomicU64,
     /// Builds the connection of a subscription.
     builder: Builder,
+    refusals: Refusals,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     end: CancellationToken,
@@ -106,6 +109,7 @@ impl RedisBackplane {
             },
             member_lease_ms: AtomicU64::new(MEMBER_LEASE_MS),
             builder,
+            refusals: Refusals::default(),
             metrics,
             tasks,
             _end: end.clone().drop_guard(),
@@ -124,7 +128,8 @@ impl RedisBackplane {
     async fn run(&self, script: &Script, keys: Vec<String>, arguments: Vec<Value>) -> Result<Reply> {
         let run = async {
             let client = self.commands.ready().await?;
-            scripts::run(client, &self.options, script, keys, arguments).await
+            let reply = scripts::run(client, &self.options, script, keys, arguments).await;
+            reply.map(Reply::new).map_err(|error| self.refusals.meaning(&error))
         };
         timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
@@ -136,7 +141,7 @@ impl RedisBackplane {
     ) -> Result<T> {
         let run = async {
             let client = self.commands.ready().await?;
-            command(client.with_options(&self.options)).await.map_err(|error| reply::error(&error))
+            command(client.with_options(&self.options)).await.map_err(|error| self.refusals.meaning(&error))
         };
         timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }

@@ -92,6 +92,11 @@ fn relations_between_options() {
     check(&["--internal-listen", "0.0.0.0:5000"], "GATEWAY_INTERNAL_LISTEN: must differ from GATEWAY_LISTEN");
     check(&["--redis-ca-file", "ca.pem"], "REDIS_CA_FILE: needs REDIS_URL");
     check(
+        &["--redis-url", "http://:hunter2@a"],
+        "REDIS_URL: the Redis URL must begin with redis://, rediss://, redis-cluster://, redis-sentinel:// or \
+         redis+unix://",
+    );
+    check(
         &["--redis-url", "rediss://10.0.0.5:6380", "--redis-ca-file", "no/such/file"],
         "REDIS_CA_FILE: cannot be read: entity not found",
     );

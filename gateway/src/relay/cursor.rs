@@ -128,12 +128,14 @@ impl Cursor {
         (missing > 0).then_some(Gap { from: Some(before.id), to: None, entries: missing })
     }
 
-    /// Finds a place to go on from when the anchor is gone. `stream` is what stands in the stream, oldest first.
+    /// Finds a place to go on from when the anchor is gone. `stream` is what stands at the end of the stream, oldest
+    /// first; all of it, or as much as could be had.
     ///
     /// That is the newest remembered entry that still exists: all after it is new. If none does, it is the newest
     /// entry whose id is not above the cursor's: whether that was delivered once cannot be told, so it and what is
-    /// older is skipped, and said to be missing; what is newer was surely never read. If there is none either, it is the
-    /// stream's beginning.
+    /// older is skipped, and said to be missing; what is newer was surely never read. If there is none either, all that
+    /// stands there is after the cursor, which stays; but in an empty stream it is the beginning, as ids may come that
+    /// lie below the cursor.
     // Inv. GAP: whichever it is, a hole is announced.
     pub fn reanchor(&mut self, stream: &[EventId]) -> Gap {
         let from = self.anchor;
@@ -144,7 +146,11 @@ impl Cursor {
             (None, skipped) => (skipped.copied(), skipped.copied()),
         };
         self.anchor = anchor;
-        self.position = anchor.map_or(StreamId::ZERO, |id| id.stream);
+        match anchor {
+            Some(id) => self.position = id.stream,
+            None if stream.is_empty() => self.position = StreamId::ZERO,
+            None => {}
+        }
         // Counting starts afresh: this hole is announced already.
         self.count = None;
         Gap { from, to, entries: 1 }
@@ -218,7 +224,7 @@ mod tests {
         // The data are gone, and new ones have come.
         let mut cursor = reader_of(&[id(10, "a"), id(20, "b")]);
         assert_eq!(cursor.reanchor(&[id(30, "x")]), Gap { from: Some(id(20, "b")), to: None, entries: 1 });
-        assert_eq!((cursor.position(), cursor.anchor()), (StreamId::ZERO, None));
+        assert_eq!((cursor.position(), cursor.anchor()), (StreamId { ms: 20, seq: 0 }, None));
 
         // An old backup: what it holds may have been shown long ago.
         let mut cursor = reader_of(&[id(10, "a"), id(20, "b")]);

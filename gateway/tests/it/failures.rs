@@ -8,8 +8,10 @@ use shared::time::Timestamp;
 use crate::support::client::{Client, Upgrade};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{Gateway, Setup};
+use crate::support::ports;
 use crate::support::recorder::Recorder;
 use crate::support::redis_server::{Durability, Options, RedisServer};
+use crate::support::resp::Resp;
 use crate::support::wait::{SOON, until};
 
 /// Clients ping often enough here that an outage covers several heartbeats.
@@ -245,6 +247,48 @@ async fn redis_freezes_and_thaws() {
     for node in &cluster.nodes {
         node.until_health("ok", SOON).await;
     }
+}
+
+// A primary that was demoted answers everything but writes. The node must neither hammer it nor fill the log, and must
+// come back when it can be written to.
+#[tokio::test]
+async fn a_redis_that_became_a_replica_is_waited_for_quietly() {
+    let cluster = Cluster::of(1, short).await;
+    let node = &cluster.nodes[0];
+    let recorder = Recorder::of(Upgrade::new().open(node.public).await);
+    recorder.until_new("realtime_update", SOON).await;
+    let mut redis = Resp::to(&cluster.redis).await;
+    let lines_before = node.log().lines().count();
+    redis.call(&["REPLICAOF", "127.0.0.1", &ports::free().port().to_string()]).await;
+    for _ in 0..3 {
+        recorder.until_new(r#","stale":true}"#, SOON).await;
+    }
+    assert_eq!(node.health().await["components"]["backplane"]["ok"], false);
+    let lines = node.log().lines().count() - lines_before;
+    assert!((1..=10).contains(&lines), "{lines} lines within seconds");
+    redis.call(&["REPLICAOF", "NO", "ONE"]).await;
+    node.until_health("ok", SOON).await;
+    post_until_accepted(node, "/after").await;
+    until_pages(&recorder, &["/after".to_owned()]).await;
+}
+
+// All probes of Redis are well, and nothing can be written: whoever looks for the reason must find it.
+#[tokio::test]
+async fn why_redis_refuses_is_told() {
+    let cluster = Cluster::of(1, short).await;
+    let node = &cluster.nodes[0];
+    let mut redis = Resp::to(&cluster.redis).await;
+    redis.call(&["SET", "{analytics}:themes", "not a hash"]).await;
+    assert_eq!(node.post(r#"{"event_type":"page_view","page_url":"/x"}"#).await.status(), 503);
+    redis.call(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
+    for reason in ["key themes: not a hash of counts", r#"reason="OOM""#] {
+        until(reason, SOON, async || node.log().contains(reason).then_some(())).await;
+    }
+    node.until_health("degraded", SOON).await;
+    redis.call(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    redis.call(&["DEL", "{analytics}:themes"]).await;
+    node.until_health("ok", SOON).await;
+    post_until_accepted(node, "/after").await;
 }
 
 #[tokio::test]

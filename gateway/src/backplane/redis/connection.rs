@@ -22,7 +22,7 @@ use fred::types::{ClusterHash, ConnectHandle};
 use shared::keys::SCHEMA_VERSION;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +40,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PINGS_LOST_MAX: u32 = 2;
 /// Pause before the library's task is started again after it ended.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that fails again is mentioned at most this often, however often it is made.
+const MENTION_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait for a connection to say goodbye.
 const QUIT_WITHIN: Duration = Duration::from_millis(500);
 
@@ -107,8 +109,11 @@ impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static>
             suspect: Arc::clone(&suspect),
             pings_lost: 0,
             failures: 0,
+            mentioned: false,
+            mentioned_at: None,
             connected_before: false,
             checked: false,
+            is_replica: false,
         };
         tasks.spawn(supervisor.run(end.clone()));
         Self { client, verdict: watched, suspect, _end: end.drop_guard() }
@@ -158,11 +163,16 @@ struct Supervisor<C: ClientLike> {
     verdict: watch::Sender<Verdict>,
     suspect: Arc<Notify>,
     pings_lost: u32,
-    /// Failures since the last connection; only the first is logged.
+    /// Failures since the last connection.
     failures: u64,
+    /// Whether the log knows that there is no connection.
+    mentioned: bool,
+    mentioned_at: Option<Instant>,
     connected_before: bool,
     /// Whether the server behind the present connection has been looked at.
     checked: bool,
+    /// The server at the other end cannot be written to.
+    is_replica: bool,
 }
 
 impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
@@ -211,6 +221,8 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
                     let fit = self.checked && *self.verdict.borrow() == Verdict::Usable;
                     match (self.client.is_connected(), fit) {
                         (false, _) => {}
+                        // Who was the primary, or whose name it has, is another server by now.
+                        (true, false) if self.is_replica => self.connect_anew().await,
                         (true, false) => self.look().await,
                         (true, true) if self.role == Role::Reads => {}
                         (true, true) => self.ping().await,
@@ -223,7 +235,11 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     /// Looks at the server behind a new connection, before it is used. Tried again until it answers, and while it
     /// will not do.
     async fn look(&mut self) {
-        let Some(verdict) = self.ask_verdict().await else { return };
+        let verdict = match self.ask_server().await {
+            Seen::Nobody => return,
+            Seen::Replica => return self.found_replica(),
+            Seen::Server(verdict) => verdict,
+        };
         let news = self.verdict.send_replace(verdict) != verdict || !self.checked;
         if let Verdict::Unusable(reason) = verdict {
             if news && self.role == Role::Commands {
@@ -234,7 +250,9 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
             return;
         }
         if news && self.role == Role::Commands {
-            tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
+            if self.mentioned || !self.connected_before {
+                tracing::info!(failures = self.failures, again = self.connected_before, "connected to redis");
+            }
             self.metrics.backplane_up.set(1);
         }
         if news && self.connected_before {
@@ -244,19 +262,21 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
         self.checked = true;
         self.failures = 0;
         self.pings_lost = 0;
+        (self.mentioned, self.is_replica) = (false, false);
     }
 
-    /// None when the server does not answer.
-    async fn ask_verdict(&self) -> Option<Verdict> {
+    /// Who is at the other end, and whether it will do.
+    async fn ask_server(&self) -> Seen {
         let first = !self.checked && self.role == Role::Commands;
         match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
+            Ok(Ok(info)) if is_replica(&info) => return Seen::Replica,
             Ok(Ok(info)) => {
                 if first {
                     warn_of_eviction(&info);
                 }
                 match judge(&info) {
                     Verdict::Usable => {}
-                    unfit => return Some(unfit),
+                    unfit => return Seen::Server(unfit),
                 }
             }
             Ok(Err(error)) if error.details().starts_with("NOPERM") => {
@@ -264,15 +284,15 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
                     tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
                 }
             }
-            Ok(Err(_)) | Err(_) => return None,
+            Ok(Err(_)) | Err(_) => return Seen::Nobody,
         }
         // Each beat looks at it too, and says it first. But whoever does not speak the contract must not even begin
         // to publish or to tick.
         match timeout(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await {
-            Ok(Ok(schema)) => Some(judge_schema(schema.as_deref())),
+            Ok(Ok(schema)) => Seen::Server(judge_schema(schema.as_deref())),
             // Of another type: that is corrupt, and for the beat to say.
-            Ok(Err(error)) if error.details().starts_with("WRONGTYPE") => Some(Verdict::Usable),
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Err(error)) if error.details().starts_with("WRONGTYPE") => Seen::Server(Verdict::Usable),
+            Ok(Err(_)) | Err(_) => Seen::Nobody,
         }
     }
 
@@ -285,9 +305,34 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
         if self.role == Role::Commands {
             self.metrics.backplane_up.set(0);
         }
-        if self.failures == 1 {
+        if self.is_to_be_mentioned() {
             let server = server.map(ToString::to_string);
             tracing::warn!(role = ?self.role, %error, server, "connection to redis failed");
+        }
+    }
+
+    /// Whether the log should be told of a failure: once in each time without a connection, and not more often than
+    /// bearable when such times are many and short.
+    fn is_to_be_mentioned(&mut self) -> bool {
+        let now = Instant::now();
+        let due = !self.mentioned && self.mentioned_at.is_none_or(|at| now.duration_since(at) >= MENTION_EVERY);
+        if due {
+            (self.mentioned, self.mentioned_at) = (true, Some(now));
+        }
+        due
+    }
+
+    /// A replica answers everything but what matters. Nobody gets to use it, and another connection is tried with each
+    /// question from now on; were commands sent there, each refusal would make the library connect again at once.
+    fn found_replica(&mut self) {
+        self.is_replica = true;
+        self.failures += 1;
+        self.verdict.send_replace(Verdict::Unknown);
+        if self.role == Role::Commands {
+            self.metrics.backplane_up.set(0);
+        }
+        if self.is_to_be_mentioned() {
+            tracing::warn!(role = ?self.role, "this redis is a replica and cannot be written to; trying again");
         }
     }
 
@@ -322,7 +367,13 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     async fn reconnect(&mut self) {
         self.pings_lost = 0;
         self.failures += 1;
-        tracing::warn!(role = ?self.role, "redis does not answer; the connection is made anew");
+        if self.is_to_be_mentioned() {
+            tracing::warn!(role = ?self.role, "redis does not answer; the connection is made anew");
+        }
+        self.connect_anew().await;
+    }
+
+    async fn connect_anew(&self) {
         if let Ok(Err(error)) = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await {
             tracing::debug!(role = ?self.role, %error, "reconnecting failed");
         }
@@ -341,8 +392,23 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     }
 }
 
+/// Who was found at the other end of a connection.
+enum Seen {
+    /// It does not answer.
+    Nobody,
+    /// A server that follows another, and cannot be written to.
+    Replica,
+    /// A server, and whether it will do.
+    Server(Verdict),
+}
+
 /// What a node of another release is told, here and by its beats.
 pub(super) const OTHER_SCHEMA: &str = "key schema: the data there follow another version of the contract";
+/// Whether INFO is that of a server which follows another.
+fn is_replica(info: &str) -> bool {
+    info.lines().any(|line| line.trim_end() == "role:slave")
+}
+
 const TOO_OLD: &str = "Redis 7 or newer, or Valkey, is needed";
 const REDIS_MAJOR_MIN: u64 = 7;
 

@@ -53,6 +53,18 @@ pub(super) fn error(error: &Error) -> BackplaneError {
     }
 }
 
+/// Why Redis itself refused, in a fixed word or text; none when it did not, but was out of reach.
+pub(super) fn refused_for(error: &Error, meaning: &BackplaneError) -> Option<&'static str> {
+    match meaning {
+        BackplaneError::Corrupt(reason) | BackplaneError::Incompatible(reason) => Some(reason),
+        BackplaneError::Unreachable => {
+            let word = error.details().split_whitespace().next()?;
+            NOT_NOW.into_iter().find(|known| *known == word)
+        }
+        BackplaneError::Timeout | BackplaneError::Backpressure => None,
+    }
+}
+
 fn refusal(details: &str) -> BackplaneError {
     let mut words = details.split_whitespace();
     match words.next().unwrap_or_default() {
@@ -65,6 +77,9 @@ fn refusal(details: &str) -> BackplaneError {
         "NOPERM" => BackplaneError::Corrupt("the Redis user lacks a permission"),
         word if NOT_NOW.contains(&word) => BackplaneError::Unreachable,
         // What Redis itself says about a command that it cannot carry out. All else is the library's: no connection.
+        "ERR" if details.contains("exhausted the last possible ID") => {
+            BackplaneError::Corrupt("key events: there is no id above that of its last entry")
+        }
         "ERR" => ODD_REPLY,
         _ => BackplaneError::Unreachable,
     }
@@ -153,7 +168,21 @@ mod tests {
         check(ErrorKind::InvalidArgument, "WRONGTYPE Operation", corrupt("a key holds a value of another type"));
         check(ErrorKind::Unknown, "CORRUPT ticker script: 1", corrupt("key ticker: not a lease"));
         check(ErrorKind::Unknown, "CORRUPT nonsense", ODD_REPLY);
+        let exhausted = "ERR The stream has exhausted the last possible ID, unable to add more items script: 1";
+        check(ErrorKind::Unknown, exhausted, corrupt("key events: there is no id above that of its last entry"));
         check(ErrorKind::Unknown, "ERR user_script:1: attempt to index", ODD_REPLY);
+    }
+
+    #[test]
+    fn what_redis_refuses_has_a_reason_and_what_is_out_of_reach_has_none() {
+        let reason = |details: &'static str| {
+            let error = Error::new(ErrorKind::Unknown, details);
+            refused_for(&error, &super::error(&error))
+        };
+        assert_eq!(reason("OOM command not allowed when used memory > 'maxmemory'."), Some("OOM"));
+        assert_eq!(reason("CORRUPT ticker script: 1"), Some("key ticker: not a lease"));
+        assert_eq!(reason("Connection reset by peer"), None);
+        assert_eq!(reason(""), None);
     }
 
     #[test]

@@ -8,15 +8,14 @@
 //! with the same call, which also makes it known; there is no separate step that could be forgotten.
 
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, LuaInterface};
+use fred::interfaces::{ClientLike, FredResult, LuaInterface};
 use fred::types::Value;
 use fred::types::config::Options;
 use fred::types::scripts::Script;
 use shared::event::{OTHER_THEME, THEMES_MAX};
 use shared::keys::SCHEMA_VERSION;
 
-use super::reply::{self, Reply};
-use crate::backplane::{Result, STREAM_ENTRIES_MAX};
+use crate::backplane::STREAM_ENTRIES_MAX;
 
 /// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
@@ -74,18 +73,13 @@ pub(super) async fn run(
     script: &Script,
     keys: Vec<String>,
     arguments: Vec<Value>,
-) -> Result<Reply> {
+) -> FredResult<Value> {
     let client = client.with_options(options);
     let known = client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await;
-    let result = match (known, script.lua()) {
+    match (known, script.lua()) {
         (Err(error), Some(text)) if error.details().starts_with("NOSCRIPT") => {
             client.eval(text.clone(), keys, arguments).await
         }
         (result, _) => result,
-    };
-    result.map(Reply::new).map_err(|error| {
-        let meaning = reply::error(&error);
-        tracing::debug!(error = %error, meaning = %meaning, "script failed");
-        meaning
-    })
+    }
 }

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::RedisBackplane;
 use super::connection::COMMAND_TIMEOUT;
-use super::reply::{self, ODD_REPLY, Reply};
+use super::reply::{ODD_REPLY, Reply};
 use crate::backplane::{BackplaneError, ENTRY_VALUE_BYTES_MAX, Entry, Result, TickMark};
 
 /// Entries of the past that are asked for at once.
@@ -39,7 +39,7 @@ impl RedisBackplane {
             client
                 .xread::<Value, _, _>(Some(count as u64), blocking, self.keys.events(), after.to_string())
                 .await
-                .map_err(|error| reply::error(&error))
+                .map_err(|error| self.refusals.meaning(&error))
         };
         let result = timeout(bound, read).await.unwrap_or(Err(BackplaneError::Timeout));
         if result == Err(BackplaneError::Timeout) {
