@@ -64,20 +64,6 @@ pub enum BackplaneError {
     Incompatible(&'static str),
 }
 
-impl BackplaneError {
-    /// The label under which metrics count it.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::Backpressure => "backpressure",
-            Self::Corrupt(_) => "corrupt",
-            Self::Incompatible(_) => "incompatible",
-        }
-    }
-}
-
 /// A result of the backplane.
 pub type Result<T, E = BackplaneError> = std::result::Result<T, E>;
 

@@ -538,6 +538,42 @@ mod tests {
         );
     }
 
+    // Inv. WIRE: metrics call a close what the table of close codes calls it.
+    #[test]
+    fn closes_are_named_as_in_the_table() {
+        for reason in shared::close::CloseReason::ALL {
+            assert_eq!(Close::VALUES[Close::from(reason).index()], reason.label());
+        }
+    }
+
+    // What docs/OPERATIONS.md says of metrics is the page: each name, and each value of each label.
+    #[test]
+    fn the_documented_metrics_are_the_metrics() {
+        let operations = include_str!("../../docs/OPERATIONS.md");
+        let table =
+            operations.split_once("## Metrics").and_then(|(_, rest)| rest.split_once("\n## ")).expect("there").0;
+        let page = Page::new(&Arc::new(Metrics::default()), None).expect("builds").render().expect("renders");
+        let names: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        for name in &names {
+            let rows: Vec<&str> =
+                table.lines().filter(|line| line.starts_with('|') && line.contains(&format!("`{name}`"))).collect();
+            let [row] = rows[..] else { panic!("{name} has {} rows", rows.len()) };
+            let series = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split('"').nth(1));
+            for value in series {
+                assert!(row.contains(&format!("`{value}`")), "{name}: {value} is not documented");
+            }
+        }
+        let documented = table.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |"));
+        let documented: Vec<&str> = documented
+            .flat_map(|(cell, _)| cell.split(", "))
+            .filter_map(|name| name.strip_prefix('`')?.strip_suffix('`'))
+            .collect();
+        for name in documented {
+            assert!(names.contains(&name), "{name} is documented and not there");
+        }
+    }
+
     #[test]
     fn each_metric_has_help_and_a_name_of_its_own() {
         let page = Page::new(&Arc::new(Metrics::default()), None).expect("builds").render().expect("renders");
