@@ -26,6 +26,7 @@
 mod counts;
 #[cfg(test)]
 pub(crate) mod fake;
+mod guards;
 mod rate;
 mod visitors;
 
@@ -43,11 +44,12 @@ use shared::ids::NodeId;
 use tokio::sync::Notify;
 
 use self::counts::{Counts, Told};
+pub use self::guards::Permit;
+use self::guards::{Asked, Batch, Reservation, Seat, Turn};
 use self::rate::HandshakeRate;
 use self::visitors::VisitorBudget;
 use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane};
 use crate::clock::Clock;
-use crate::hub::SocketPermit;
 use crate::identity::{VisitorDigest, address_hash};
 use crate::metrics::Metrics;
 
@@ -410,206 +412,6 @@ impl Admission {
                 Ok(0)
             }
         }
-    }
-}
-
-/// A question about all sockets of an address; without an answer, however it ends, it has to be put again.
-struct Asked<'a> {
-    admission: &'a Admission,
-    address: AddressHash,
-    answered: bool,
-}
-
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.admission.counts.lock().owe_admission(self.address);
-        }
-    }
-}
-
-/// The right to hold one socket: a place on the node and, under the cap, one of its address. Dropping it gives both
-/// back.
-#[derive(Debug)]
-pub struct Permit {
-    seat: Seat,
-    address: AddressHash,
-}
-
-impl Permit {
-    /// Whose socket it is.
-    #[must_use]
-    pub fn address(&self) -> AddressHash {
-        self.address
-    }
-}
-
-impl SocketPermit for Permit {
-    fn address(&self) -> AddressHash {
-        self.address
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let admission = &self.seat.0;
-        if admission.settings.max_per_address > 0 {
-            admission.counts.lock().release(self.address);
-            admission.work.notify_one();
-        }
-    }
-}
-
-/// A place on the node.
-#[derive(Debug)]
-struct Seat(Arc<Admission>);
-
-impl Seat {
-    fn take(admission: &Arc<Admission>) -> Result<Self, Refusal> {
-        let max = admission.settings.max_connections;
-        let one_more = |taken: u32| (taken < max).then_some(taken + 1);
-        admission
-            .connections
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| Self(Arc::clone(admission)))
-            .map_err(|_| Refusal::Full)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A place of the address that is set aside while its handshake is being decided.
-struct Reservation<'a> {
-    admission: &'a Admission,
-    address: AddressHash,
-    held: bool,
-}
-
-impl<'a> Reservation<'a> {
-    fn take(admission: &'a Admission, address: AddressHash) -> Result<Self, Refusal> {
-        let cap = admission.settings.max_per_address;
-        admission.counts.lock().reserve(address, cap).map_err(|counts::OverCap| Refusal::AddressCap)?;
-        Ok(Self { admission, address, held: false })
-    }
-
-    /// It becomes a socket's, though the cluster was not asked.
-    fn hold_alone(mut self) {
-        self.held = true;
-        self.admission.counts.lock().hold_alone(self.address);
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.held {
-            self.admission.counts.lock().unreserve(self.address);
-        }
-    }
-}
-
-/// The exclusive right to talk to the backplane about an address.
-struct Turn<'a> {
-    admission: &'a Admission,
-    address: AddressHash,
-    /// How many sockets the address had when the turn began.
-    held: u32,
-    told: Told,
-}
-
-impl<'a> Turn<'a> {
-    /// Waits until nobody else has it. Cancel safe.
-    async fn take(
-        admission: &'a Admission,
-        address: AddressHash,
-        begin: impl Fn(&mut Counts, AddressHash) -> Option<u32>,
-    ) -> Self {
-        let rings = admission.turns.notified();
-        tokio::pin!(rings);
-        loop {
-            // Listening before looking: a turn that is given back in between is not missed.
-            rings.as_mut().enable();
-            if let Some(held) = begin(&mut admission.counts.lock(), address) {
-                return Self { admission, address, held, told: Told::Unsure };
-            }
-            rings.as_mut().await;
-            rings.set(admission.turns.notified());
-        }
-    }
-
-    /// Waits likewise, as long as turns are given back within the time that an answer may take: so many handshakes of
-    /// one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
-    async fn take_unless_silent(admission: &'a Admission, address: AddressHash) -> Option<Self> {
-        let rings = admission.turns.notified();
-        tokio::pin!(rings);
-        loop {
-            rings.as_mut().enable();
-            if admission.is_alone() {
-                return None;
-            }
-            if let Some(held) = admission.counts.lock().begin(address) {
-                return Some(Self { admission, address, held, told: Told::Unsure });
-            }
-            if tokio::time::timeout(admission.settings.backplane_wait, rings.as_mut()).await.is_err() {
-                admission.alone.store(true, Ordering::Relaxed);
-                return None;
-            }
-            rings.set(admission.turns.notified());
-        }
-    }
-
-    /// The new socket is counted.
-    fn grant(mut self, mut reservation: Reservation<'_>) {
-        // One step: were the turn given back first, a flush could tell the count without the new socket after it.
-        let mut counts = self.admission.counts.lock();
-        counts.hold(self.address, Told::Yes);
-        reservation.held = true;
-        self.told = Told::Yes;
-        drop(counts);
-    }
-
-    /// There is no room; the backplane counts `counted` of this node.
-    fn refuse(mut self, counted: u32) {
-        self.told = if counted == self.held { Told::Yes } else { Told::Unsure };
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.admission.counts.lock().end(self.address, self.told);
-        self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
-    }
-}
-
-/// The turns of some dirty addresses.
-struct Batch<'a> {
-    admission: &'a Admission,
-    counts: Vec<(AddressHash, u32)>,
-    told: Told,
-}
-
-impl Batch<'_> {
-    async fn tell(mut self) -> backplane::Result<()> {
-        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
-        self.told = Told::Yes;
-        self.admission.backplane_answered();
-        Ok(())
-    }
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.admission.counts.lock();
-        for (address, _) in &self.counts {
-            counts.end(*address, self.told);
-        }
-        drop(counts);
-        self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
     }
 }
 

@@ -124,6 +124,22 @@ pub(crate) fn write(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
+/// Appends a frame as a server sends it.
+pub(crate) fn write_unmasked(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    out.push(0x80 | opcode.bits());
+    let length = payload.len();
+    if let Some(short) = u8::try_from(length).ok().filter(|short| *short < 126) {
+        out.push(short);
+    } else if let Ok(middle) = u16::try_from(length) {
+        out.push(126);
+        out.extend_from_slice(&middle.to_be_bytes());
+    } else {
+        out.push(127);
+        out.extend_from_slice(&(length as u64).to_be_bytes());
+    }
+    out.extend_from_slice(payload);
+}
+
 /// Code and reason of a close frame's payload; 1005 (RFC 6455 section 7.1.5) when it has none.
 pub(crate) fn close_reason(payload: &[u8]) -> (u16, String) {
     match payload {
@@ -138,20 +154,9 @@ mod tests {
 
     use super::*;
 
-    /// A frame as a server sends it.
     fn from_server(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0x80 | opcode.bits()];
-        let length = payload.len();
-        if let Some(short) = u8::try_from(length).ok().filter(|short| *short < 126) {
-            bytes.push(short);
-        } else if let Ok(middle) = u16::try_from(length) {
-            bytes.push(126);
-            bytes.extend_from_slice(&middle.to_be_bytes());
-        } else {
-            bytes.push(127);
-            bytes.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-        bytes.extend_from_slice(payload);
+        let mut bytes = Vec::new();
+        write_unmasked(&mut bytes, opcode, payload);
         bytes
     }
 

@@ -1,17 +1,22 @@
-//! How long events take, from the begin of the request that published them to the read that brought them.
+//! How long things take.
 //!
-//! The producer notes when it sent each number ([`Sends`]); each delivery is one sample. That is tens of millions in
-//! a run, so they are counted in buckets ([`Histogram`]), sixteen to each doubling: a percentile is at most 1/16 too
-//! high. Producer and clients share a process, and so a clock.
+//! For events: from the begin of the request that published them to the read that brought them. The producer notes
+//! when it sent each number ([`Sends`]); each delivery is one sample. That is tens of millions in a run, so they are
+//! counted in a histogram of three digits ([`Waits`]), which threads and processes keep each for themselves and
+//! which are added in the end. Producer and clients share a process, and so a clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
 /// Numbers whose sending is remembered; older ones are overwritten.
 const SENDS_MAX: u64 = 1 << 16;
-const SUB_BITS: u32 = 4;
-const SUB: usize = 1 << SUB_BITS;
-const BUCKETS: usize = SUB * (64 - SUB_BITS as usize + 1);
+/// Values are kept to so many digits.
+const DIGITS: u8 = 3;
+/// The longest that is told apart from longer ones: ten minutes.
+const LONGEST_US: u64 = 600_000_000;
 
 /// When each of the last numbers was sent.
 #[derive(Debug)]
@@ -48,54 +53,63 @@ impl Sends {
 }
 
 /// Durations in microseconds, counted.
-#[derive(Debug)]
-pub(crate) struct Histogram {
-    counts: Box<[u64; BUCKETS]>,
-    total: u64,
-    max: u64,
-}
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
+pub(crate) struct Waits(Histogram<u64>);
 
-impl Default for Histogram {
+impl Default for Waits {
     fn default() -> Self {
-        Self { counts: Box::new([0; BUCKETS]), total: 0, max: 0 }
+        #[expect(clippy::expect_used, reason = "these bounds are valid: 1 * 2 <= 600,000,000 and 3 <= 5")]
+        Self(Histogram::new_with_bounds(1, LONGEST_US, DIGITS).expect("valid bounds"))
     }
 }
 
-impl Histogram {
+impl Waits {
     /// Counts one.
     pub(crate) fn record(&mut self, us: u64) {
-        if let Some(count) = self.counts.get_mut(bucket(us)) {
-            *count += 1;
-        }
-        self.total += 1;
-        self.max = self.max.max(us);
+        self.0.saturating_record(us);
     }
 
-    /// What `percent` of all did not exceed, rounded up to the end of a bucket; `None` of nothing.
-    pub(crate) fn percentile_us(&self, percent: u64) -> Option<u64> {
-        let rank = (self.total * percent).div_ceil(100).max(1);
-        let mut below = 0;
-        for (bucket, count) in self.counts.iter().enumerate() {
-            below += count;
-            if below >= rank {
-                return Some(bucket_end(bucket).min(self.max));
-            }
+    /// Counts one.
+    pub(crate) fn record_duration(&mut self, duration: Duration) {
+        self.record(micros(duration));
+    }
+
+    /// Adds what somebody else has counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for value in other.0.iter_recorded() {
+            self.0.saturating_record_n(value.value_iterated_to(), value.count_at_value());
         }
-        None
+    }
+
+    /// How many.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// What so many percent of all did not exceed; `None` of nothing.
+    pub(crate) fn percentile_us(&self, percent: f64) -> Option<u64> {
+        (!self.0.is_empty()).then(|| self.0.value_at_percentile(percent).min(self.0.max()))
+    }
+
+    /// The longest; `None` of nothing.
+    pub(crate) fn longest(&self) -> Option<Duration> {
+        (!self.0.is_empty()).then(|| Duration::from_micros(self.0.max()))
     }
 }
 
-/// Exact up to twice [`SUB`], then the leading bits.
-fn bucket(us: u64) -> usize {
-    let shift = (us | 1).ilog2().saturating_sub(SUB_BITS);
-    let leading = usize::try_from(us >> shift).unwrap_or(SUB);
-    SUB * shift as usize + leading
+impl From<Vec<(u64, u64)>> for Waits {
+    fn from(counts: Vec<(u64, u64)>) -> Self {
+        let mut waits = Self::default();
+        counts.into_iter().for_each(|(us, count)| waits.0.saturating_record_n(us, count));
+        waits
+    }
 }
 
-fn bucket_end(bucket: usize) -> u64 {
-    let shift = (bucket / SUB).saturating_sub(1);
-    let leading = (bucket - SUB * shift) as u64;
-    u64::try_from(((u128::from(leading) + 1) << shift) - 1).unwrap_or(u64::MAX)
+impl From<Waits> for Vec<(u64, u64)> {
+    fn from(waits: Waits) -> Self {
+        waits.0.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect()
+    }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -104,25 +118,39 @@ fn micros(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
     fn percentiles_of_a_known_population() {
-        let mut histogram = Histogram::default();
-        assert_eq!(histogram.percentile_us(50), None);
+        let mut waits = Waits::default();
+        assert_eq!((waits.percentile_us(50.0), waits.longest()), (None, None));
         for us in 1..=1000 {
-            histogram.record(us);
+            waits.record(us);
         }
-        let within = |percent, exact: u64| {
-            let got = histogram.percentile_us(percent).expect("a thousand samples");
-            assert!((exact..=exact + exact / 16).contains(&got), "{percent} %: {got}");
-        };
-        within(50, 500);
-        within(99, 990);
-        assert_eq!(histogram.percentile_us(100), Some(1000));
-        assert_eq!(histogram.percentile_us(1), Some(10));
+        assert_eq!(waits.percentile_us(50.0), Some(500));
+        assert_eq!(waits.percentile_us(99.0), Some(990));
+        assert_eq!(waits.longest(), Some(Duration::from_millis(1)));
+        waits.record(u64::MAX);
+        assert!(waits.longest().is_some_and(|longest| longest >= Duration::from_secs(600)));
+    }
+
+    #[test]
+    fn parts_make_up_the_whole() {
+        let (mut one, mut other, mut all) = (Waits::default(), Waits::default(), Waits::default());
+        for us in 1..100_000 {
+            if us % 3 == 0 {
+                one.record(us * 7)
+            } else {
+                other.record(us * 7)
+            }
+            all.record(us * 7);
+        }
+        let told = serde_json::to_string(&other).expect("JSON");
+        one.add(&serde_json::from_str(&told).expect("JSON"));
+        assert_eq!(one.count(), all.count());
+        for percent in [1.0, 50.0, 99.0, 99.9] {
+            assert_eq!(one.percentile_us(percent), all.percentile_us(percent));
+        }
     }
 
     #[test]
@@ -135,16 +163,5 @@ mod tests {
         assert_eq!(sends.age_us(5 + SENDS_MAX, now), None, "another number at the same place");
         sends.note(5 + SENDS_MAX);
         assert_eq!(sends.age_us(5, now), None, "overwritten");
-    }
-
-    proptest! {
-        #[test]
-        fn a_bucket_holds_its_values(us in prop_oneof![0u64..1000, any::<u64>()]) {
-            let at = bucket(us);
-            prop_assert!(at < BUCKETS);
-            let end = bucket_end(at);
-            prop_assert!(end >= us && end - us <= us / 16, "{us} in the bucket that ends at {end}");
-            prop_assert_eq!(bucket(end), at);
-        }
     }
 }

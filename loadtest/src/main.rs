@@ -1,36 +1,52 @@
 //! The load tester: many sockets against a real gateway, an audit of what each one is sent, and a report.
 //!
-//! One thread polls all sockets, another posts events. The audit's rules are in [`audit`], the framing in [`frame`];
-//! both are pure.
+//! `lead.rs` leads a run; threads (`swarm.rs`), of this process or of several, own the sockets; another thread
+//! publishes events. The audit's rules are in `audit.rs`, the framing in `frame.rs`; both are pure. `serve.rs` has
+//! servers to compare with.
 
 mod args;
 mod audit;
+mod control;
+mod crew;
+mod display;
 mod frame;
 mod latency;
+mod lead;
+mod limits;
+mod pace;
 mod process;
 mod publish;
 mod report;
+mod scenario;
+mod scrape;
+mod series;
+mod serve;
+mod soak;
 mod socket;
 mod source;
 mod swarm;
+mod tally;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::Parser;
 
-use crate::args::{Args, Target};
-use crate::publish::{Job, Publisher};
-use crate::report::Report;
-use crate::swarm::Swarm;
-
-/// Descriptors besides the sockets: the standard three, the poll, the producer, `/proc`.
-const OTHER_DESCRIPTORS: u64 = 32;
+use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args).and_then(|report| say(&report, &args).map(|()| report.is_ok())) {
+    let Cli { scenario, plain } = Cli::parse();
+    let result = match scenario {
+        Some(Command::Serve(args)) => serve::serve(&args).map(|()| true),
+        Some(Command::Worker) => crew::work().map(|()| true),
+        test => scenario::run(test, plain).and_then(|(verdict, json)| {
+            let text = verdict.text(json)?;
+            writeln!(std::io::stdout(), "{text}").context("writing the report")?;
+            Ok(verdict.is_ok())
+        }),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -39,28 +55,4 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-fn run(args: &Args) -> anyhow::Result<Report> {
-    let target = Target::resolve(&args.url, "ws").map_err(|error| anyhow!(error))?.with_query(&args.query);
-    let limit = rlimit::increase_nofile_limit(u64::MAX).context("raising the descriptor limit")?;
-    if u64::from(args.connections) + OTHER_DESCRIPTORS > limit {
-        return Err(anyhow!("{} sockets need more descriptors than the hard limit of {limit}", args.connections));
-    }
-    let swarm = Swarm::new(args, target).context("making a poll")?;
-    let publisher = publisher(args)?;
-    swarm.run(args, publisher).context("polling")
-}
-
-fn publisher(args: &Args) -> anyhow::Result<Option<Publisher>> {
-    let (Some(url), Some(token)) = (&args.publish, &args.token) else { return Ok(None) };
-    let target = Target::resolve(url, "http").map_err(|error| anyhow!(error))?;
-    let (per_second, first_number) = (args.events_per_second, args.first_number);
-    let job = Job { target, token: token.clone(), per_second, first_number };
-    Publisher::start(job).map(Some).context("starting the producer")
-}
-
-fn say(report: &Report, args: &Args) -> anyhow::Result<()> {
-    let text = if args.json { serde_json::to_string_pretty(report)? } else { report.to_string() };
-    writeln!(std::io::stdout(), "{text}").context("writing the report")
 }

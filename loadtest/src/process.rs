@@ -1,6 +1,8 @@
-//! The server's memory and CPU, from `/proc`, where server and tester share a Linux machine.
+//! What the servers and the machine use, from `/proc`, where server and tester share a Linux machine.
 
 use std::time::Duration;
+
+use serde::Serialize;
 
 /// `USER_HZ`: the unit of CPU times in `/proc`, 100 on every Linux that a gateway runs on.
 const TICKS_PER_SECOND: u64 = 100;
@@ -12,20 +14,59 @@ pub(crate) struct Usage {
     pub(crate) rss_bytes: u64,
     /// CPU time since its start, user and system.
     pub(crate) cpu: Duration,
+    /// Open descriptors.
+    pub(crate) descriptors: u64,
+    /// Threads.
+    pub(crate) threads: u64,
 }
 
 impl Usage {
+    /// Of these processes together; `None` when there are none, or one of them is not there.
+    pub(crate) fn of_all(pids: &[u32]) -> Option<Self> {
+        let all: Option<Vec<Self>> = pids.iter().map(|pid| Self::of(*pid)).collect();
+        all?.into_iter().reduce(|a, b| Self {
+            rss_bytes: a.rss_bytes + b.rss_bytes,
+            cpu: a.cpu + b.cpu,
+            descriptors: a.descriptors + b.descriptors,
+            threads: a.threads + b.threads,
+        })
+    }
+
     /// Of this process, now; `None` when there is no such process, or no `/proc`.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        Some(Self { rss_bytes: rss_bytes(&status)?, cpu: cpu(&stat)? })
+        // Of somebody else's process the descriptors cannot be read; the rest can.
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64);
+        let threads = field(&status, "Threads:")?.parse().ok()?;
+        Some(Self { rss_bytes: kib(&status, "VmRSS:")? * 1024, cpu: cpu(&stat)?, descriptors, threads })
     }
 }
 
-fn rss_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+/// Memory of the whole machine, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Machine {
+    /// What programs could still get.
+    pub(crate) available_bytes: u64,
+    /// What the kernel has allocated for its own objects: sockets, descriptors, poll entries.
+    pub(crate) slab_bytes: u64,
+}
+
+impl Machine {
+    /// Now; `None` without `/proc`.
+    pub(crate) fn now() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let bytes = |name| kib(&text, name).map(|kib| kib * 1024);
+        Some(Self { available_bytes: bytes("MemAvailable:")?, slab_bytes: bytes("Slab:")? })
+    }
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn kib(text: &str, name: &str) -> Option<u64> {
+    field(text, name)?.strip_suffix("kB")?.trim().parse().ok()
 }
 
 fn cpu(stat: &str) -> Option<Duration> {
@@ -42,8 +83,8 @@ mod tests {
 
     #[test]
     fn reads_what_linux_writes() {
-        assert_eq!(rss_bytes("Name:\tx\nVmHWM:\t  9 kB\nVmRSS:\t   11264 kB\n"), Some(11_264 * 1024));
-        assert_eq!(rss_bytes("Name:\tx\n"), None);
+        assert_eq!(kib("Name:\tx\nVmHWM:\t  9 kB\nVmRSS:\t   11264 kB\n", "VmRSS:"), Some(11_264));
+        assert_eq!(kib("Name:\tx\n", "VmRSS:"), None);
         let stat = "42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 250 150 0 0 20 0";
         assert_eq!(cpu(stat), Some(Duration::from_secs(4)));
         assert_eq!(cpu("42 (x"), None);
@@ -52,6 +93,9 @@ mod tests {
     #[test]
     fn sees_itself() {
         let usage = Usage::of(std::process::id()).expect("this process runs");
-        assert!(usage.rss_bytes > 100_000, "{usage:?}");
+        assert!(usage.rss_bytes > 100_000 && usage.descriptors >= 3 && usage.threads >= 1, "{usage:?}");
+        assert!(Machine::now().is_some_and(|machine| machine.available_bytes > 0 && machine.slab_bytes > 0));
+        assert_eq!(Usage::of_all(&[]), None);
+        assert_eq!(Usage::of_all(&[std::process::id(), u32::MAX]), None);
     }
 }

@@ -1,45 +1,61 @@
-//! The producer: posts numbered events at a steady rate, one request at a time, from a thread of its own.
+//! The producer: publishes numbered events from a thread of its own, at a steady rate or as fast as the slowest
+//! client takes them.
 //!
 //! A request that fails may have been carried out all the same. It is not repeated (that would be a duplicate of our
 //! own making); its numbers are given up, and the audit holds nobody responsible for them.
 
+mod http;
+mod order;
+mod redis;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use shared::event::EVENTS_MAX;
-
-use crate::args::Target;
+pub(crate) use self::http::Http;
+pub(crate) use self::order::Orders;
+pub(crate) use self::redis::Redis;
 use crate::audit::Numbers;
 use crate::latency::Sends;
+use crate::pace::Slowest;
 
 /// The longest wait for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// The longest answer that is read.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// Pause after a failure: the server may be starting again.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
-/// The longest sleep between two looks at the clock.
+/// The longest sleep between two looks at the clock, or at the slowest client.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// The most events of one request.
+const EVENTS_AT_ONCE: u64 = shared::event::EVENTS_MAX as u64;
 
-/// What to publish where.
+/// Where events go.
+pub(crate) trait Outlet: Send {
+    /// Publishes events with these numbers, at most [`EVENTS_AT_ONCE`]; tells how many were accepted, and in a word
+    /// how it went.
+    ///
+    /// # Errors
+    /// When nobody knows whether they were published.
+    fn publish(&mut self, numbers: RangeInclusive<u64>) -> io::Result<(u64, String)>;
+}
+
+/// When the next event is due.
 #[derive(Debug, Clone)]
-pub(crate) struct Job {
-    pub(crate) target: Target,
-    pub(crate) token: String,
-    pub(crate) per_second: f64,
-    pub(crate) first_number: u64,
+pub(crate) enum Tempo {
+    /// So many per second, whatever becomes of them.
+    PerSecond(f64),
+    /// When the slowest client has all but so many.
+    InFlight(u32, Arc<Slowest>),
 }
 
 /// What came of it.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
+    /// Events that were sent.
+    pub(crate) sent: u64,
     /// Events that the server accepted.
     pub(crate) accepted: u64,
     /// Number of the last event that it accepted.
@@ -54,8 +70,7 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Publisher {
     stop: Arc<AtomicBool>,
-    sends: Arc<Sends>,
-    thread: JoinHandle<Outcome>,
+    thread: Option<JoinHandle<Outcome>>,
 }
 
 impl Publisher {
@@ -63,18 +78,17 @@ impl Publisher {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub(crate) fn start(job: Job) -> io::Result<Self> {
+    pub(crate) fn start(
+        outlet: Box<dyn Outlet>,
+        tempo: Tempo,
+        first_number: u64,
+        sends: Arc<Sends>,
+    ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let sends = Arc::new(Sends::new());
-        let (told, notes) = (stop.clone(), sends.clone());
+        let told = stop.clone();
         let named = std::thread::Builder::new().name("publisher".to_owned());
-        let thread = named.spawn(move || run(&job, &told, &notes))?;
-        Ok(Self { stop, sends, thread })
-    }
-
-    /// When each event was sent.
-    pub(crate) fn sends(&self) -> Arc<Sends> {
-        self.sends.clone()
+        let thread = named.spawn(move || run(outlet, &tempo, first_number, &sends, &told))?;
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Asks it to stop after the request that is under way.
@@ -82,43 +96,41 @@ impl Publisher {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has stopped, so that [`Self::outcome`] does not wait.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// What came of it; `None` when it panicked.
-    pub(crate) fn outcome(self) -> Option<Outcome> {
-        self.thread.join().ok()
+    /// Stops it and waits for what came of it; `None` when it panicked.
+    pub(crate) fn outcome(mut self) -> Option<Outcome> {
+        self.stop();
+        self.thread.take()?.join().ok()
     }
 }
 
-fn run(job: &Job, stop: &AtomicBool, sends: &Sends) -> Outcome {
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(mut outlet: Box<dyn Outlet>, tempo: &Tempo, first: u64, sends: &Sends, stop: &AtomicBool) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut connection = None;
     let (began, mut sent) = (Instant::now(), 0u64);
+    if let Tempo::InFlight(_, slowest) = tempo {
+        slowest.tell_me();
+    }
     while !stop.load(Ordering::Relaxed) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a count of events, far below 2^53"
-        )]
-        let due = (began.elapsed().as_secs_f64() * job.per_second) as u64;
-        let count = due.saturating_sub(sent).min(EVENTS_MAX as u64);
+        let count = tempo.due(began.elapsed(), first).saturating_sub(sent).min(EVENTS_AT_ONCE);
         if count == 0 {
-            std::thread::sleep(Duration::from_secs_f64(1.0 / job.per_second).min(PAUSE_MAX));
+            tempo.wait();
             continue;
         }
-        let numbers = job.first_number + sent..=job.first_number + sent + count - 1;
+        let numbers = first + sent..=first + sent + count - 1;
         sent += count;
         numbers.clone().for_each(|number| sends.note(number));
-        let answer = post(&mut connection, job, numbers.clone());
+        let answer = outlet.publish(numbers.clone());
         let label = match &answer {
-            Ok(answer) => answer.status.to_string(),
+            Ok((_, label)) => label.clone(),
             Err(error) => error.kind().to_string(),
         };
         *outcome.answers.entry(label).or_default() += 1;
-        if answer.is_ok_and(|answer| answer.accepted == count) {
+        if answer.is_ok_and(|(accepted, _)| accepted == count) {
             outcome.accepted += count;
             outcome.last = Some(*numbers.end());
         } else {
@@ -126,128 +138,85 @@ fn run(job: &Job, stop: &AtomicBool, sends: &Sends) -> Outcome {
             std::thread::sleep(AFTER_FAILURE);
         }
     }
+    outcome.sent = sent;
     outcome
 }
 
-/// A status, and how many events were accepted.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    accepted: u64,
-}
-
-/// Posts these numbers over the connection, or a new one.
-fn post(
-    connection: &mut Option<BufReader<TcpStream>>,
-    job: &Job,
-    numbers: std::ops::RangeInclusive<u64>,
-) -> io::Result<Answer> {
-    let mut stream = match connection.take() {
-        Some(stream) => stream,
-        None => connect(job)?,
-    };
-    stream.get_mut().write_all(&request(job, numbers))?;
-    let answer = answer(&mut stream)?;
-    // Only now: after a failure, what is left in it belongs to nobody.
-    *connection = Some(stream);
-    Ok(answer)
-}
-
-fn connect(job: &Job) -> io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&job.target.address, ANSWER_WITHIN)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-    Ok(BufReader::new(stream))
-}
-
-fn request(job: &Job, numbers: std::ops::RangeInclusive<u64>) -> Vec<u8> {
-    let mut body = String::from("[");
-    for number in numbers {
-        let comma = if body.len() > 1 { "," } else { "" };
-        // Writing to a String cannot fail.
-        let _ = write!(body, r#"{comma}{{"event_type":"page_view","page_url":"/n/{number}"}}"#);
-    }
-    body.push(']');
-    let Target { host, path, .. } = &job.target;
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nContent-Type: \
-         application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        job.token,
-        body.len()
-    )
-    .into_bytes()
-}
-
-fn answer(stream: &mut impl BufRead) -> io::Result<Answer> {
-    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-    let mut stream = stream.take(ANSWER_BYTES_MAX);
-    let mut line = String::new();
-    if stream.read_line(&mut line)? == 0 {
-        // The server has closed an idle connection, as it may.
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(malformed)?;
-    let mut length = 0;
-    loop {
-        line.clear();
-        if stream.read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let field = line.trim_end();
-        if field.is_empty() {
-            break;
-        }
-        match field.split_once(':') {
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                length = value.trim().parse().map_err(|_| malformed())?;
-            }
-            Some(_) => {}
-            None => return Err(malformed()),
+impl Tempo {
+    /// How many events ought to be published by now, of all.
+    fn due(&self, elapsed: Duration, first: u64) -> u64 {
+        match self {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a count of events, far below 2^53"
+            )]
+            Self::PerSecond(rate) => (elapsed.as_secs_f64() * rate) as u64,
+            Self::InFlight(most, slowest) => (slowest.number() + 1).saturating_sub(first) + u64::from(*most),
         }
     }
-    let mut body = Vec::new();
-    stream.take(length).read_to_end(&mut body)?;
-    #[derive(Deserialize)]
-    struct Body {
-        accepted: u64,
+
+    fn wait(&self) {
+        match self {
+            Self::PerSecond(rate) => std::thread::sleep(Duration::from_secs_f64(1.0 / rate).min(PAUSE_MAX)),
+            Self::InFlight(..) => std::thread::park_timeout(PAUSE_MAX),
+        }
     }
-    let accepted = serde_json::from_slice::<Body>(&body).map_or(0, |body| body.accepted);
-    Ok(Answer { status, accepted })
+}
+
+/// Strings and numbers that came from nowhere.
+fn malformed() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{SyncSender, sync_channel};
+
     use super::*;
+    use crate::pace::Pace;
 
-    fn job() -> Job {
-        let target = Target::resolve("http://127.0.0.1:9/api/v1/events", "http").expect("a URL");
-        Job { target, token: "t".to_owned(), per_second: 1.0, first_number: 1 }
+    struct Told(SyncSender<RangeInclusive<u64>>, u64);
+
+    impl Outlet for Told {
+        fn publish(&mut self, numbers: RangeInclusive<u64>) -> io::Result<(u64, String)> {
+            let count = numbers.end() - numbers.start() + 1;
+            let refused = numbers.contains(&self.1);
+            self.0.send(numbers).map_err(|_| malformed())?;
+            if refused { Err(malformed()) } else { Ok((count, "ok".to_owned())) }
+        }
     }
 
     #[test]
-    fn a_request_is_what_the_server_reads() {
-        let request = String::from_utf8(request(&job(), 7..=8)).expect("text");
-        let (head, body) = request.split_once("\r\n\r\n").expect("a head and a body");
-        assert!(head.starts_with("POST /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1:9\r\nAuthorization: Bearer t\r\n"));
-        assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}");
-        let events = shared::event::parse_batch(&mut body.as_bytes().to_vec()).expect("an array");
-        assert_eq!(events.len(), 2);
-        assert!(events.iter().all(Result::is_ok));
+    fn a_closed_loop_waits_for_the_slowest() {
+        let (told, came) = sync_channel(8);
+        let slowest = Arc::new(Slowest::new(1, 5));
+        let mut pace = Pace::new(slowest.clone(), 0, 3);
+        pace.join();
+        pace.join();
+        let sends = Arc::new(Sends::new());
+        let tempo = Tempo::InFlight(3, slowest);
+        let publisher = Publisher::start(Box::new(Told(told, 0)), tempo, 5, sends.clone()).expect("a thread");
+        assert_eq!(came.recv(), Ok(5..=7));
+        pace.moved(None, 7);
+        pace.moved(None, 6);
+        assert_eq!(came.recv(), Ok(8..=9), "the slowest has 6: three are on their way");
+        let outcome = publisher.outcome().expect("no panic");
+        assert_eq!((outcome.accepted, outcome.last), (5, Some(9)));
+        assert!(sends.age_us(9, Instant::now()).is_some());
+        assert!(came.try_recv().is_err());
     }
 
     #[test]
-    fn answers() {
-        let check = |text: &str, want: Option<(u16, u64)>| {
-            let got = answer(&mut text.as_bytes()).ok().map(|answer| (answer.status, answer.accepted));
-            assert_eq!(got, want, "{text}");
-        };
-        let body = r#"{"accepted":2,"results":[]}"#;
-        check(&format!("HTTP/1.1 202 Accepted\r\ncontent-length: {}\r\n\r\n{body}more", body.len()), Some((202, 2)));
-        check("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n", Some((503, 0)));
-        check("HTTP/1.1 202 Accepted\r\ncontent-len", None);
-        check("HTTP/1.1 202 Accepted\r\ncontent-length: x\r\n\r\n", None);
-        check("", None);
+    fn what_failed_is_given_up() {
+        let (told, came) = sync_channel(8);
+        let tempo = Tempo::PerSecond(1000.0);
+        let publisher = Publisher::start(Box::new(Told(told, 1)), tempo, 1, Arc::new(Sends::new())).expect("a thread");
+        let failed = came.recv().expect("the first request");
+        let next = came.recv().expect("it goes on");
+        assert_eq!(*next.start(), failed.end() + 1);
+        let outcome = publisher.outcome().expect("no panic");
+        assert_eq!(outcome.given_up.within(&(1..=1000)), *failed.end());
+        assert!(outcome.last >= Some(*next.end()));
     }
 }

@@ -1,190 +1,34 @@
-//! What is counted while the test runs, and what is said about it at the end.
+//! What is said about one run.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::audit::{Finding, Meaning};
-use crate::latency::Histogram;
-use crate::process::Usage;
-use crate::publish::Outcome;
-use crate::socket::End;
-
-/// Findings that are quoted; all are counted.
-const EXAMPLES_MAX: usize = 10;
-/// How much of a message is quoted.
-const EXAMPLE_BYTES_MAX: usize = 160;
-
-/// Messages by kind.
-#[derive(Debug, Default, Clone, Serialize)]
-pub(crate) struct Messages {
-    init: u64,
-    realtime_update: u64,
-    stale: u64,
-    new_event: u64,
-    theme_stats: u64,
-    letter_generated: u64,
-    ping: u64,
-    gap: u64,
-    malformed: u64,
-    /// Of all of them, without framing.
-    payload_bytes: u64,
-}
-
-impl Messages {
-    /// All of them.
-    pub(crate) fn total(&self) -> u64 {
-        let states = self.init + self.realtime_update + self.ping + self.gap;
-        states + self.new_event + self.theme_stats + self.letter_generated + self.malformed
-    }
-}
-
-/// Whether an end was to be expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
-    Yes,
-    No,
-}
-
-/// Everything that is counted over all sockets.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) messages: Messages,
-    pub(crate) pongs: u64,
-    /// From publishing an event to each of its deliveries.
-    pub(crate) event_us: Histogram,
-    /// Microseconds from the begin of connecting to the 101, and to `init`.
-    upgrades_us: Vec<u32>,
-    begins_us: Vec<u32>,
-    findings: BTreeMap<&'static str, u64>,
-    examples: Vec<String>,
-    refused: BTreeMap<u16, u64>,
-    failed: BTreeMap<&'static str, u64>,
-    closed: BTreeMap<String, u64>,
-    expected_closes: u64,
-}
-
-impl Tally {
-    /// A server has answered 101.
-    pub(crate) fn opened(&mut self, after: Duration) {
-        self.upgrades_us.push(micros(after));
-    }
-
-    /// A socket got its `init`.
-    pub(crate) fn began(&mut self, after: Duration) {
-        self.begins_us.push(micros(after));
-    }
-
-    /// A message came.
-    pub(crate) fn received(&mut self, meaning: Meaning, bytes: usize) {
-        let messages = &mut self.messages;
-        messages.payload_bytes += bytes as u64;
-        let kind = match meaning {
-            Meaning::Init { .. } => &mut messages.init,
-            Meaning::Update { stale, .. } => {
-                messages.stale += u64::from(stale);
-                &mut messages.realtime_update
-            }
-            Meaning::Event { .. } => &mut messages.new_event,
-            Meaning::Theme => &mut messages.theme_stats,
-            Meaning::Letter => &mut messages.letter_generated,
-            Meaning::Ping => &mut messages.ping,
-            Meaning::Gap => &mut messages.gap,
-            Meaning::Malformed => &mut messages.malformed,
-        };
-        *kind += 1;
-    }
-
-    /// The audit found something in a message.
-    pub(crate) fn found(&mut self, finding: Finding, text: &[u8]) {
-        self.count(finding.text(), 1);
-        if self.examples.len() < EXAMPLES_MAX {
-            let text = String::from_utf8_lossy(&text[..text.len().min(EXAMPLE_BYTES_MAX)]).into_owned();
-            self.examples.push(format!("{}: {text}", finding.text()));
-        }
-    }
-
-    /// Counts findings of one sort.
-    pub(crate) fn count(&mut self, what: &'static str, times: u64) {
-        if times > 0 {
-            *self.findings.entry(what).or_default() += times;
-        }
-    }
-
-    /// Counts the sockets that opened and never got `init`.
-    pub(crate) fn count_silent(&mut self) {
-        let silent = self.upgrades_us.len() - self.begins_us.len();
-        self.count("socket without init", silent as u64);
-    }
-
-    /// A socket ended.
-    pub(crate) fn ended(&mut self, end: End, expected: Expected) {
-        match (end, expected) {
-            (End::Refused(status), _) => *self.refused.entry(status).or_default() += 1,
-            (End::Failed(why), _) => *self.failed.entry(why).or_default() += 1,
-            (_, Expected::Yes) => self.expected_closes += 1,
-            (End::Closed(code, reason), Expected::No) => {
-                *self.closed.entry(close_label(code, &reason)).or_default() += 1;
-            }
-            (End::Lost(why), Expected::No) => {
-                *self.closed.entry(format!("without close frame: {why}")).or_default() += 1
-            }
-            (End::Broke(why), Expected::No) => {
-                self.count("framing violated", 1);
-                *self.closed.entry(format!("by us, after {why}")).or_default() += 1;
-            }
-        }
-    }
-}
-
-/// The server's process at the turns of the test.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Server {
-    pub(crate) before: Usage,
-    pub(crate) opened: Usage,
-    pub(crate) after: Usage,
-}
-
-/// What the report is made of, besides the tally.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) wanted: u32,
-    /// Sockets that were still open when the time was over.
-    pub(crate) open_at_end: u64,
-    pub(crate) connecting: Duration,
-    pub(crate) listening: Duration,
-    /// Messages that had come when all sockets were open.
-    pub(crate) messages_when_open: u64,
-    pub(crate) server: Option<Server>,
-    pub(crate) published: Option<Outcome>,
-}
+use crate::audit::Finding;
+use crate::latency::Waits;
+use crate::lead::{Mark, Plan, Run};
+use crate::process::{Machine, Usage};
+use crate::soak::Soak;
+use crate::tally::{Messages, Tally};
 
 /// Percentiles of a wait, in milliseconds.
-#[derive(Debug, Serialize)]
-struct Waits {
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Percentiles {
     p50: f64,
     p99: f64,
     max: f64,
 }
 
-impl Waits {
-    fn of_many(us: &Histogram) -> Option<Self> {
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of a load test, far below 2^53")]
-        let at = |percent| us.percentile_us(percent).map(|us| us as f64 / 1000.0);
-        Some(Self { p50: at(50)?, p99: at(99)?, max: at(100)? })
-    }
-
-    fn of(mut us: Vec<u32>) -> Option<Self> {
-        us.sort_unstable();
-        let at =
-            |percent: usize| us.get((us.len().saturating_sub(1)) * percent / 100).map(|us| f64::from(*us) / 1000.0);
-        Some(Self { p50: at(50)?, p99: at(99)?, max: at(100)? })
+impl Percentiles {
+    #[expect(clippy::cast_precision_loss, reason = "microseconds of a load test, far below 2^53")]
+    fn of(waits: &Waits) -> Option<Self> {
+        let at = |percent| waits.percentile_us(percent).map(|us| us as f64 / 1000.0);
+        Some(Self { p50: at(50.0)?, p99: at(99.0)?, max: at(100.0)? })
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct ServerUse {
     rss_before_bytes: u64,
     rss_open_bytes: u64,
@@ -194,90 +38,239 @@ struct ServerUse {
     /// None when events were delivered meanwhile: their cost cannot be told apart.
     cpu_us_per_handshake: Option<f64>,
     cpu_percent_while_listening: f64,
+    /// Per message that a client got while listening.
     cpu_us_per_message: f64,
+    /// Per message that the server says it wrote; of all kinds.
+    cpu_us_per_message_written: Option<f64>,
+    /// Per write to a socket: passes times open sockets, and a write for each ping.
+    cpu_us_per_write: Option<f64>,
+    messages_per_write: Option<f64>,
+    /// Of a floor: CPU per write of its send loop alone.
+    send_loop_us_per_write: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Published {
+    sent: u64,
     accepted: u64,
     answers: BTreeMap<String, u64>,
 }
 
+#[derive(Debug, Clone, Serialize)]
+struct Storm {
+    /// All that came back, by the time it took the last of them.
+    returns_per_second: f64,
+    returned: u64,
+    all_back_after_ms: f64,
+    back_ms: Option<Percentiles>,
+    cpu_us_per_return: Option<f64>,
+}
+
+/// What the machine's memory did between the begin and the end.
+#[derive(Debug, Clone, Serialize)]
+struct MachineUse {
+    available_bytes_less: i64,
+    slab_bytes_more: i64,
+}
+
 /// What is said at the end.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
     ok: bool,
     wanted: u32,
-    opened: usize,
+    opened: u64,
     open_at_end: u64,
     refused: BTreeMap<u16, u64>,
-    failed: BTreeMap<&'static str, u64>,
+    failed: BTreeMap<String, u64>,
     unexpected_closes: BTreeMap<String, u64>,
     expected_closes: u64,
     connecting_seconds: f64,
     listening_seconds: f64,
-    upgrade_ms: Option<Waits>,
-    init_ms: Option<Waits>,
-    event_ms: Option<Waits>,
+    upgrade_ms: Option<Percentiles>,
+    init_ms: Option<Percentiles>,
+    /// From publishing to delivery.
+    event_ms: Option<Percentiles>,
+    /// From one new state to the next, per client.
+    state_gap_ms: Option<Percentiles>,
     messages: Messages,
     pongs: u64,
+    /// Events that came to clients per second, while all listened.
+    deliveries_per_second: f64,
     published: Option<Published>,
     server: Option<ServerUse>,
-    findings: BTreeMap<&'static str, u64>,
+    storm: Option<Storm>,
+    soak: Option<Soak>,
+    machine: Option<MachineUse>,
+    findings: BTreeMap<String, u64>,
     examples: Vec<String>,
+    /// Thresholds that were broken.
+    broken: Vec<String>,
 }
 
 impl Report {
     /// Draws up the report.
-    pub(crate) fn new(tally: Tally, run: Run) -> Self {
-        let opened = tally.upgrades_us.len();
-        let server = run.server.map(|server| server_use(&server, &run, opened, tally.messages.total()));
+    pub(crate) fn new(plan: &Plan, mut tally: Tally, run: &Run) -> Self {
+        let soak = Soak::new(&run.samples);
+        for what in soak.iter().flat_map(Soak::grown) {
+            tally.count(what, 1);
+        }
+        if run.storm.is_some() && tally.back.count() < run.opened.progress.begun {
+            tally.count("client that did not come back", run.opened.progress.begun - tally.back.count());
+        }
         let smooth = tally.refused.is_empty() && tally.failed.is_empty() && tally.closed.is_empty();
+        let window = run.after.at.duration_since(run.opened.at).as_secs_f64();
+        let events = float(run.after.progress.events.saturating_sub(run.opened.progress.events));
         Self {
             ok: smooth && tally.findings.is_empty(),
-            wanted: run.wanted,
-            opened,
-            open_at_end: run.open_at_end,
+            wanted: plan.job.connections,
+            opened: tally.upgrade.count(),
+            open_at_end: tally.open_at_end,
+            server: server_use(plan, run, &tally),
+            storm: run.storm.as_ref().map(|(calm, over)| storm(calm, over, &tally)),
+            soak,
+            machine: machine_use(run),
             refused: tally.refused,
             failed: tally.failed,
             unexpected_closes: tally.closed,
             expected_closes: tally.expected_closes,
-            connecting_seconds: run.connecting.as_secs_f64(),
-            listening_seconds: run.listening.as_secs_f64(),
-            upgrade_ms: Waits::of(tally.upgrades_us),
-            init_ms: Waits::of(tally.begins_us),
-            event_ms: Waits::of_many(&tally.event_us),
+            connecting_seconds: run.opened.at.duration_since(run.before.at).as_secs_f64(),
+            listening_seconds: window,
+            upgrade_ms: Percentiles::of(&tally.upgrade),
+            init_ms: Percentiles::of(&tally.begin),
+            event_ms: Percentiles::of(&tally.event),
+            state_gap_ms: Percentiles::of(&tally.state_gap),
             messages: tally.messages,
             pongs: tally.pongs,
-            published: run.published.map(|outcome| Published { accepted: outcome.accepted, answers: outcome.answers }),
-            server,
+            deliveries_per_second: per(events, window),
+            published: run.published.as_ref().map(|outcome| Published {
+                sent: outcome.sent,
+                accepted: outcome.accepted,
+                answers: outcome.answers.clone(),
+            }),
             findings: tally.findings,
             examples: tally.examples,
+            broken: Vec::new(),
         }
     }
 
-    /// Whether every promise was kept.
+    /// Whether every promise was kept, and every threshold.
     pub(crate) fn is_ok(&self) -> bool {
         self.ok
     }
+
+    /// Notes thresholds that were broken.
+    pub(crate) fn note_broken(&mut self, broken: Vec<String>) {
+        self.ok &= broken.is_empty();
+        self.broken.extend(broken);
+    }
+
+    pub(crate) fn event_p99_ms(&self) -> Option<f64> {
+        self.event_ms.map(|ms| ms.p99)
+    }
+
+    pub(crate) fn event_p50_ms(&self) -> Option<f64> {
+        self.event_ms.map(|ms| ms.p50)
+    }
+
+    /// How many events were published.
+    pub(crate) fn published(&self) -> u64 {
+        self.published.as_ref().map_or(0, |published| published.sent)
+    }
+
+    /// Events that were lost, over all clients.
+    pub(crate) fn lost(&self) -> u64 {
+        self.findings.get(Finding::LostEvent.text()).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn deliveries_per_second(&self) -> Option<f64> {
+        (self.deliveries_per_second > 0.0).then_some(self.deliveries_per_second)
+    }
+
+    pub(crate) fn cpu_us_per_message(&self) -> Option<f64> {
+        self.server.as_ref().map(|server| server.cpu_us_per_message)
+    }
+
+    pub(crate) fn cpu_us_per_write(&self) -> Option<f64> {
+        self.server.as_ref().and_then(|server| server.cpu_us_per_write)
+    }
+
+    pub(crate) fn cpu_us_per_handshake(&self) -> Option<f64> {
+        self.server.as_ref().and_then(|server| server.cpu_us_per_handshake)
+    }
+
+    pub(crate) fn rss_bytes_per_socket(&self) -> Option<f64> {
+        self.server.as_ref().map(|server| server.rss_bytes_per_socket)
+    }
+
+    pub(crate) fn returns_per_second(&self) -> Option<f64> {
+        self.storm.as_ref().map(|storm| storm.returns_per_second)
+    }
+
+    pub(crate) fn state_gap_ms(&self) -> Option<f64> {
+        self.state_gap_ms.map(|ms| ms.max)
+    }
 }
 
-fn server_use(server: &Server, run: &Run, opened: usize, messages: u64) -> ServerUse {
-    let Server { before, opened: open, after } = server;
-    let per = |amount: f64, count: f64| if count > 0.0 { amount / count } else { 0.0 };
-    #[expect(clippy::cast_precision_loss, reason = "counts of a load test, far below 2^53")]
-    let float = |count: u64| count as f64;
-    let us = |from: &Usage, to: &Usage| to.cpu.saturating_sub(from.cpu).as_secs_f64() * 1e6;
-    let listening_us = run.listening.as_secs_f64() * 1e6;
-    ServerUse {
-        rss_before_bytes: before.rss_bytes,
+fn server_use(plan: &Plan, run: &Run, tally: &Tally) -> Option<ServerUse> {
+    let Run { before, opened, after, .. } = run;
+    let (was, open, is) = (before.usage?, opened.usage?, after.usage?);
+    let opened_count = float(tally.upgrade.count());
+    let window_us = after.at.duration_since(opened.at).as_secs_f64() * 1e6;
+    let cpu_us = us(&open, &is);
+    let written = after.written.zip(opened.written).map(|(after, before)| after.since(before));
+    let writes = written.map(|written| written.passes * f64::from(opened.progress.alive) + float(tally.messages.ping));
+    let quiet = run.published.is_none() || plan.publish_from == crate::lead::PublishFrom::Open;
+    Some(ServerUse {
+        rss_before_bytes: was.rss_bytes,
         rss_open_bytes: open.rss_bytes,
-        rss_after_bytes: after.rss_bytes,
-        rss_bytes_per_socket: per(float(after.rss_bytes) - float(before.rss_bytes), float(run.open_at_end)),
-        cpu_us_per_handshake: run.published.is_none().then(|| per(us(before, open), float(opened as u64))),
-        cpu_percent_while_listening: per(us(open, after) * 100.0, listening_us),
-        cpu_us_per_message: per(us(open, after), float(messages.saturating_sub(run.messages_when_open))),
+        rss_after_bytes: is.rss_bytes,
+        rss_bytes_per_socket: per(float(is.rss_bytes) - float(was.rss_bytes), float(tally.open_at_end)),
+        cpu_us_per_handshake: quiet.then(|| per(us(&was, &open), opened_count)),
+        cpu_percent_while_listening: per(cpu_us * 100.0, window_us),
+        cpu_us_per_message: per(cpu_us, float(after.progress.messages.saturating_sub(opened.progress.messages))),
+        cpu_us_per_message_written: written.map(|written| per(cpu_us, written.messages)),
+        cpu_us_per_write: writes.map(|writes| per(cpu_us, writes)),
+        send_loop_us_per_write: written
+            .zip(writes)
+            .map(|(written, writes)| per(written.send_loop_seconds * 1e6, writes))
+            .filter(|us| *us > 0.0),
+        messages_per_write: written.zip(writes).map(|(written, writes)| per(written.messages, writes)),
+    })
+}
+
+fn storm(calm: &Mark, over: &Mark, tally: &Tally) -> Storm {
+    let all_back = tally.back.longest().unwrap_or_default().as_secs_f64();
+    let returned = tally.back.count();
+    let cpu = calm.usage.zip(over.usage).map(|(calm, over)| per(us(&calm, &over), float(returned)));
+    Storm {
+        returns_per_second: per(float(returned), all_back),
+        returned,
+        all_back_after_ms: all_back * 1000.0,
+        back_ms: Percentiles::of(&tally.back),
+        cpu_us_per_return: cpu,
     }
+}
+
+fn machine_use(run: &Run) -> Option<MachineUse> {
+    let (before, after): (Machine, Machine) = (run.before.machine?, run.after.machine?);
+    let difference = |a: u64, b: u64| i64::try_from(a).ok().zip(i64::try_from(b).ok()).map(|(a, b)| a - b);
+    Some(MachineUse {
+        available_bytes_less: difference(before.available_bytes, after.available_bytes)?,
+        slab_bytes_more: difference(after.slab_bytes, before.slab_bytes)?,
+    })
+}
+
+fn us(from: &Usage, to: &Usage) -> f64 {
+    to.cpu.saturating_sub(from.cpu).as_secs_f64() * 1e6
+}
+
+fn per(amount: f64, count: f64) -> f64 {
+    if count > 0.0 { amount / count } else { 0.0 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a load test, far below 2^53")]
+fn float(count: u64) -> f64 {
+    count as f64
 }
 
 impl fmt::Display for Report {
@@ -285,13 +278,30 @@ impl fmt::Display for Report {
         writeln!(f, "sockets    {} of {} opened, {} open at the end", self.opened, self.wanted, self.open_at_end)?;
         let (connecting, listening) = (self.connecting_seconds, self.listening_seconds);
         writeln!(f, "time       {connecting:.1} s to open them, {listening:.1} s listening")?;
-        for (name, waits) in
-            [("101 after", &self.upgrade_ms), ("init after", &self.init_ms), ("events", &self.event_ms)]
-        {
-            if let Some(Waits { p50, p99, max }) = waits {
+        for (name, waits) in [
+            ("101 after", &self.upgrade_ms),
+            ("init after", &self.init_ms),
+            ("events", &self.event_ms),
+            ("new state", &self.state_gap_ms),
+        ] {
+            if let Some(Percentiles { p50, p99, max }) = waits {
                 writeln!(f, "{name:<10} {p50:.1} ms (median), {p99:.1} ms (99 %), {max:.1} ms (longest)")?;
             }
         }
+        self.messages(f)?;
+        if let Some(Published { accepted, answers, .. }) = &self.published {
+            writeln!(f, "published  {accepted} events; requests by answer: {answers:?}")?;
+            writeln!(f, "delivered  {:.0} events per second", self.deliveries_per_second)?;
+        }
+        self.server(f)?;
+        self.special(f)?;
+        self.faults(f)?;
+        f.write_str(if self.ok { "ok" } else { "NOT ok" })
+    }
+}
+
+impl Report {
+    fn messages(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Messages { init, realtime_update, stale, new_event, theme_stats, letter_generated, ping, gap, .. } =
             self.messages;
         writeln!(f, "messages   {} ({} payload bytes)", self.messages.total(), self.messages.payload_bytes)?;
@@ -300,21 +310,58 @@ impl fmt::Display for Report {
             "           {init} init, {realtime_update} realtime_update ({stale} stale), {new_event} new_event"
         )?;
         writeln!(f, "           {theme_stats} theme_stats, {letter_generated} letter_generated, {gap} gap")?;
-        writeln!(f, "pings      {ping}, {} answered", self.pongs)?;
-        if let Some(Published { accepted, answers }) = &self.published {
-            writeln!(f, "published  {accepted} events; requests by answer: {answers:?}")?;
+        writeln!(f, "pings      {ping}, {} answered", self.pongs)
+    }
+
+    fn server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(server) = &self.server else { return Ok(()) };
+        let mib = |bytes: u64| bytes >> 20;
+        let ServerUse { rss_before_bytes: before, rss_open_bytes: open, rss_after_bytes: after, .. } = server;
+        writeln!(f, "server RSS {} MiB, {} MiB when open, {} MiB after", mib(*before), mib(*open), mib(*after))?;
+        writeln!(f, "           {:.0} bytes per socket", server.rss_bytes_per_socket)?;
+        let (percent, per_message) = (server.cpu_percent_while_listening, server.cpu_us_per_message);
+        writeln!(f, "server CPU {percent:.2} % of a core while listening, {per_message:.3} us per message")?;
+        if let (Some(written), Some(write), Some(many)) =
+            (server.cpu_us_per_message_written, server.cpu_us_per_write, server.messages_per_write)
+        {
+            writeln!(
+                f,
+                "           {written:.3} us per message written, {write:.3} us per write ({many:.2} messages)"
+            )?;
         }
-        if let Some(server) = &self.server {
-            let mib = |bytes: u64| bytes >> 20;
-            let ServerUse { rss_before_bytes: before, rss_open_bytes: open, rss_after_bytes: after, .. } = server;
-            writeln!(f, "server RSS {} MiB, {} MiB when open, {} MiB after", mib(*before), mib(*open), mib(*after))?;
-            writeln!(f, "           {:.0} bytes per socket", server.rss_bytes_per_socket)?;
-            let (percent, per_message) = (server.cpu_percent_while_listening, server.cpu_us_per_message);
-            writeln!(f, "server CPU {percent:.2} % of a core while listening, {per_message:.2} us per message")?;
-            if let Some(us) = server.cpu_us_per_handshake {
-                writeln!(f, "           {us:.1} us per handshake")?;
+        if let Some(us) = server.send_loop_us_per_write {
+            writeln!(f, "           {us:.3} us per write in the loop that sends")?;
+        }
+        match server.cpu_us_per_handshake {
+            Some(us) => writeln!(f, "           {us:.1} us per handshake"),
+            None => Ok(()),
+        }
+    }
+
+    fn special(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Storm { returns_per_second, returned, all_back_after_ms, back_ms, cpu_us_per_return }) = &self.storm
+        {
+            writeln!(f, "storm      {returned} back after {all_back_after_ms:.0} ms: {returns_per_second:.0}/s")?;
+            if let Some(Percentiles { p50, p99, .. }) = back_ms {
+                writeln!(f, "           {p50:.0} ms (median), {p99:.0} ms (99 %)")?;
+            }
+            if let Some(us) = cpu_us_per_return {
+                writeln!(f, "           {us:.1} us of server CPU per return")?;
             }
         }
+        if let Some(Soak { rss_bytes, other_descriptors, threads, .. }) = &self.soak {
+            writeln!(f, "soak       RSS {rss_bytes} bytes (first to last third)")?;
+            writeln!(f, "           descriptors besides the clients' {other_descriptors}, threads {threads}")?;
+        }
+        if let Some(MachineUse { available_bytes_less, slab_bytes_more }) = &self.machine {
+            let mib = |bytes: i64| bytes / (1 << 20);
+            let (less, slab) = (mib(*available_bytes_less), mib(*slab_bytes_more));
+            writeln!(f, "machine    {less} MiB less available, {slab} MiB more kernel slab")?;
+        }
+        Ok(())
+    }
+
+    fn faults(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (status, count) in &self.refused {
             writeln!(f, "REFUSED    {count} with status {status}")?;
         }
@@ -330,84 +377,6 @@ impl fmt::Display for Report {
         for example in &self.examples {
             writeln!(f, "           {example}")?;
         }
-        f.write_str(if self.ok { "ok" } else { "NOT ok" })
-    }
-}
-
-/// Code and reason, with numbers in the reason left out: each drained socket is told another time to come back, and
-/// is the same sort of close all the same.
-fn close_label(code: u16, reason: &str) -> String {
-    let mut label = code.to_string();
-    let words: Vec<&str> = reason.split(|c: char| c.is_ascii_digit()).filter(|word| !word.is_empty()).collect();
-    if !words.is_empty() {
-        label.push(' ');
-        label.push_str(&words.join("N"));
-    }
-    label
-}
-
-fn micros(duration: Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run() -> Run {
-        let usage = |rss_bytes, ms| Usage { rss_bytes, cpu: Duration::from_millis(ms) };
-        Run {
-            wanted: 10,
-            open_at_end: 10,
-            connecting: Duration::from_secs(1),
-            listening: Duration::from_secs(10),
-            messages_when_open: 1,
-            server: Some(Server { before: usage(1000, 0), opened: usage(9000, 1), after: usage(11_000, 101) }),
-            published: None,
-        }
-    }
-
-    #[test]
-    fn a_smooth_run_is_ok_and_its_numbers_are_right() {
-        let mut tally = Tally::default();
-        for ms in 1..=10 {
-            tally.opened(Duration::from_millis(ms));
-            tally.received(Meaning::Ping, 50);
-        }
-        tally.received(Meaning::Gap, 10);
-        tally.ended(End::Closed(1000, String::new()), Expected::Yes);
-        let report = Report::new(tally, run());
-        assert!(report.is_ok());
-        let server = report.server.as_ref().expect("it was measured");
-        assert!((server.rss_bytes_per_socket - 1000.0).abs() < 1e-9);
-        assert!(server.cpu_us_per_handshake.is_some_and(|us| (us - 100.0).abs() < 1e-9));
-        assert!((server.cpu_percent_while_listening - 1.0).abs() < 1e-9);
-        assert!((server.cpu_us_per_message - 10_000.0).abs() < 1e-9);
-        let waits = report.upgrade_ms.as_ref().expect("ten waits");
-        assert_eq!((waits.p50, waits.p99, waits.max), (5.0, 9.0, 10.0));
-        let json: serde_json::Value = serde_json::to_value(&report).expect("JSON");
-        assert_eq!(json["messages"]["payload_bytes"], 510);
-        assert!(report.to_string().ends_with("\nok"));
-    }
-
-    #[test]
-    fn whatever_goes_wrong_is_not_ok() {
-        let check = |spoil: &dyn Fn(&mut Tally), said: &str| {
-            let mut tally = Tally::default();
-            spoil(&mut tally);
-            let report = Report::new(tally, run());
-            assert!(!report.is_ok() && report.to_string().contains(said), "{report}");
-        };
-        check(&|tally| tally.ended(End::Refused(429), Expected::No), "1 with status 429");
-        check(&|tally| tally.ended(End::Failed("timed out"), Expected::No), "1: timed out");
-        let drained = |tally: &mut Tally, ms| {
-            tally.ended(End::Closed(1012, format!("{{\"retry_after_ms\":{ms}}}")), Expected::No);
-        };
-        let drained_twice = |tally: &mut Tally| [17, 2500].into_iter().for_each(|ms| drained(tally, ms));
-        check(&drained_twice, "2: 1012 {\"retry_after_ms\":N}");
-        check(&|tally| tally.ended(End::Lost("connection reset"), Expected::No), "connection reset");
-        check(&|tally| tally.ended(End::Broke("a masked frame"), Expected::No), "1: framing violated");
-        check(&|tally| tally.found(Finding::LostEvent, b"{\"x\":1}"), "event lost: {\"x\":1}");
-        check(&|tally| tally.count("event lost", 5), "5: event lost");
+        self.broken.iter().try_for_each(|broken| writeln!(f, "BROKEN     {broken}"))
     }
 }

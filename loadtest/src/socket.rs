@@ -1,28 +1,32 @@
 //! One client: a non-blocking socket that opens a WebSocket, listens, and answers pings.
 //!
 //! No task, no timer, no buffer while it is silent: what a read brings is parsed where it lies, in a buffer that all
-//! sockets share; only an unfinished frame is kept. Which socket is due is the poll's business.
+//! sockets share; only an unfinished frame is kept. Which socket is due is the poll's business. An open, silent
+//! client is 56 bytes: a million of them are to fit beside the servers.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
-use crate::args::{Target, YesNo};
-use crate::audit::{Auditor, Meaning, Meanings, Slots};
+use crate::args::YesNo;
+use crate::audit::{self, Auditor, Chunk, Chunks, Meaning, Meanings, Slots};
 use crate::frame::{self, Opcode};
 use crate::latency::Sends;
-use crate::report::Tally;
+use crate::pace::Pace;
+use crate::tally::Tally;
 
 /// The longest response head that is read.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// What may wait to be written: a few pongs. A server that does not read them is not well.
 const OUTBOX_BYTES_MAX: usize = 4096;
+/// What a slow reader's kernel holds for it; the rest waits at the server.
+const SLOW_RECEIVE_BYTES: usize = 4096;
 /// The example key of RFC 6455 section 1.3, and the answer to it that proves a WebSocket server.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// How a socket ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,27 +43,40 @@ pub(crate) enum End {
     Broke(&'static str),
 }
 
-/// What all sockets share.
+/// What all sockets of a thread share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// What a socket sends first.
-    pub(crate) request: Vec<u8>,
     pub(crate) answer_pings: YesNo,
     pub(crate) slots: Slots,
+    /// Deliveries that take longer are a finding.
+    pub(crate) late: Option<Duration>,
     pub(crate) meanings: Meanings,
+    pub(crate) chunks: Chunks,
     /// When our events were sent, if we publish.
     pub(crate) sends: Option<Arc<Sends>>,
+    /// Who waits for the slowest client, if anybody does.
+    pub(crate) pace: Option<Pace>,
+    /// The begin of this thread's time.
+    pub(crate) origin: Instant,
     /// When the bytes that are being taken were read.
     pub(crate) read_at: Instant,
+    /// Clients that are connected, or connecting, and have no `init` yet.
+    pub(crate) awaited: u32,
     pub(crate) tally: Tally,
 }
 
-/// The request that opens a WebSocket at `target`.
-pub(crate) fn request(target: &Target) -> Vec<u8> {
-    let Target { host, path, .. } = target;
+impl Shared {
+    fn now_ms(&self) -> u32 {
+        u32::try_from(self.read_at.duration_since(self.origin).as_millis()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The request that opens a WebSocket.
+pub(crate) fn request(host: &str, path: &str, forwarded_for: Option<std::net::Ipv4Addr>) -> Vec<u8> {
+    let forwarded = forwarded_for.map(|address| format!("X-Forwarded-For: {address}\r\n")).unwrap_or_default();
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: \
-         13\r\nSec-WebSocket-Key: {KEY}\r\nUser-Agent: pulsegate-loadtest\r\n\r\n"
+         13\r\nSec-WebSocket-Key: {KEY}\r\nUser-Agent: pulsegate-loadtest\r\n{forwarded}\r\n"
     )
     .into_bytes()
 }
@@ -73,28 +90,55 @@ enum Phase {
     Leaving,
 }
 
-/// A client.
+/// How a client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// What is there.
+    Prompt,
+    /// Only when it is told to.
+    Slow,
+}
+
+/// What a socket needs while something is under way.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    stream: TcpStream,
-    phase: Phase,
+struct Unfinished {
     started: Instant,
     /// An unfinished head or frame.
     inbox: Vec<u8>,
     /// What the kernel did not take yet.
     outbox: Vec<u8>,
+}
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: TcpStream,
+    phase: Phase,
+    pub(crate) reader: Reader,
+    unfinished: Option<Box<Unfinished>>,
     pub(crate) auditor: Auditor,
 }
 
+/// A debug build's poll keeps a little more.
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Option<Socket>>() <= 56);
+
 impl Socket {
-    /// Begins to connect, from `source` if there is one.
+    /// Begins to connect, from `source` if there is one, and to send `request`.
     ///
     /// # Errors
     /// What the system says, for example that there are no descriptors left.
-    pub(crate) fn connect(to: SocketAddr, source: Option<SocketAddr>) -> io::Result<Self> {
+    pub(crate) fn connect(
+        to: SocketAddr,
+        source: Option<SocketAddr>,
+        request: Vec<u8>,
+        reader: Reader,
+    ) -> io::Result<Self> {
         let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if reader == Reader::Slow {
+            socket.set_recv_buffer_size(SLOW_RECEIVE_BYTES)?;
+        }
         if let Some(source) = source {
             socket.set_reuse_address(true)?;
             socket.bind(&source.into())?;
@@ -106,9 +150,8 @@ impl Socket {
         Ok(Self {
             stream: TcpStream::from_std(socket.into()),
             phase: Phase::Connecting,
-            started: Instant::now(),
-            inbox: Vec::new(),
-            outbox: Vec::new(),
+            reader,
+            unfinished: Some(Box::new(Unfinished { started: Instant::now(), inbox: Vec::new(), outbox: request })),
             auditor: Auditor::default(),
         })
     }
@@ -121,6 +164,11 @@ impl Socket {
     /// Whether the server has answered 101.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Leaving)
+    }
+
+    /// Whether we have said goodbye.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.phase == Phase::Leaving
     }
 
     /// Begins to say goodbye.
@@ -136,7 +184,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`End`] when it is over.
-    pub(crate) fn writable(&mut self, shared: &Shared) -> Result<(), End> {
+    pub(crate) fn writable(&mut self) -> Result<(), End> {
         if self.phase == Phase::Connecting {
             match self.stream.take_error() {
                 Ok(None) => {}
@@ -147,7 +195,6 @@ impl Socket {
                 _ => {}
             }
             self.phase = Phase::Upgrading;
-            self.outbox.extend_from_slice(&shared.request);
         }
         self.flush()
     }
@@ -164,7 +211,7 @@ impl Socket {
                 Ok(n) => {
                     shared.read_at = Instant::now();
                     self.take(&buffer[..n], shared)?;
-                    if n < buffer.len() && reads == Reads::UntilShort {
+                    if reads == Reads::Once || (n < buffer.len() && reads == Reads::UntilShort) {
                         return Ok(());
                     }
                 }
@@ -180,17 +227,66 @@ impl Socket {
     }
 
     fn take(&mut self, bytes: &[u8], shared: &mut Shared) -> Result<(), End> {
-        if self.inbox.is_empty() {
-            let used = self.consume(bytes, shared)?;
-            self.inbox.extend_from_slice(&bytes[used..]);
-        } else {
-            let mut kept = std::mem::take(&mut self.inbox);
+        let kept = self.unfinished.as_mut().map(|unfinished| std::mem::take(&mut unfinished.inbox)).unwrap_or_default();
+        if !kept.is_empty() {
+            let mut kept = kept;
             kept.extend_from_slice(bytes);
             let used = self.consume(&kept, shared)?;
-            // A copy, so that the memory of a large frame does not stay.
-            self.inbox = kept[used..].to_vec();
+            self.keep(&kept[used..]);
+        } else if !self.take_known(bytes, shared)? {
+            let used = self.consume(bytes, shared)?;
+            self.keep(&bytes[used..]);
         }
         Ok(())
+    }
+
+    /// Keeps what is not whole yet; a copy, so that the memory of a large frame does not stay.
+    fn keep(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.unfinished().inbox = rest.to_vec();
+        } else if self.auditor.has_begun() && self.unfinished.as_ref().is_some_and(|it| it.outbox.is_empty()) {
+            self.unfinished = None;
+        }
+    }
+
+    fn unfinished(&mut self) -> &mut Unfinished {
+        let new = || Box::new(Unfinished { started: Instant::now(), inbox: Vec::new(), outbox: Vec::new() });
+        self.unfinished.get_or_insert_with(new)
+    }
+
+    /// Deals with a read as a whole, if another client got the same, or if it is whole messages and others may.
+    fn take_known(&mut self, bytes: &[u8], shared: &mut Shared) -> Result<bool, End> {
+        if self.phase != Phase::Open {
+            return Ok(false);
+        }
+        let chunk = match shared.chunks.find(bytes) {
+            Some(chunk) => chunk,
+            None => {
+                let Some(chunk) = whole_texts(bytes, &mut shared.meanings) else { return Ok(false) };
+                shared.chunks.remember(bytes, chunk);
+                let Some(chunk) = shared.chunks.find(bytes) else { return Ok(false) };
+                chunk
+            }
+        };
+        let before = self.auditor.last();
+        if let Some(run) = chunk.run.as_ref().filter(|run| self.auditor.continues(run)) {
+            let count = run.end() - run.start() + 1;
+            shared.tally.messages.add_events(count, chunk.payload_bytes);
+            for number in run.clone() {
+                self.age(number, b"", shared);
+            }
+            self.passed(before, shared);
+            return Ok(true);
+        }
+        let mut at = 0;
+        for (meaning, length) in &chunk.messages {
+            let Ok(Some(frame)) = frame::parse(&bytes[at..]) else { break };
+            let text = &bytes[at..][frame.payload.clone()];
+            debug_assert_eq!(text.len(), *length as usize);
+            at += frame.payload.end;
+            self.message(*meaning, text, shared)?;
+        }
+        Ok(true)
     }
 
     /// Deals with what is whole; tells how many bytes that was.
@@ -203,13 +299,16 @@ impl Socket {
             used = end + 4;
             upgraded(&bytes[..end])?;
             self.phase = Phase::Open;
-            shared.tally.opened(self.started.elapsed());
+            shared.tally.opened(self.waited());
         }
         while let Some(frame) = frame::parse(&bytes[used..]).map_err(|error| End::Broke(error.text()))? {
             let payload = &bytes[used..][frame.payload.clone()];
             used += frame.payload.end;
             match frame.opcode {
-                Opcode::Text => self.text(payload, shared)?,
+                Opcode::Text => {
+                    let meaning = shared.meanings.of(payload);
+                    self.message(meaning, payload, shared)?;
+                }
                 Opcode::Binary => return Err(End::Broke("a binary message")),
                 Opcode::Ping => self.send(Opcode::Pong, payload)?,
                 Opcode::Pong => {}
@@ -224,19 +323,28 @@ impl Socket {
         Ok(used)
     }
 
-    fn text(&mut self, text: &[u8], shared: &mut Shared) -> Result<(), End> {
-        let meaning = shared.meanings.of(text);
-        shared.tally.received(meaning, text.len());
-        if let (Meaning::Event { number: Some(number) }, Some(sends)) = (meaning, &shared.sends) {
-            let age = sends.age_us(number, shared.read_at);
-            age.into_iter().for_each(|us| shared.tally.event_us.record(us));
-        }
-        let began = self.auditor.has_begun();
-        if let Some(finding) = self.auditor.judge(meaning, shared.slots) {
+    /// Since the begin of connecting; only known until `init` is there.
+    fn waited(&self) -> Duration {
+        self.unfinished.as_ref().map(|unfinished| unfinished.started.elapsed()).unwrap_or_default()
+    }
+
+    fn message(&mut self, meaning: Meaning, text: &[u8], shared: &mut Shared) -> Result<(), End> {
+        shared.tally.messages.add(meaning, text.len());
+        let (began, before) = (self.auditor.has_begun(), self.auditor.last());
+        let finding = self.auditor.judge(meaning, shared.slots);
+        if let Some(finding) = finding {
             shared.tally.found(finding, text);
         }
+        match meaning {
+            Meaning::Event { number: Some(number) } => self.age(number, text, shared),
+            Meaning::Init { .. } => self.state_came(shared),
+            Meaning::Update { stale: false, .. } if finding.is_none() => self.state_came(shared),
+            _ => {}
+        }
+        self.passed(before, shared);
         if !began && self.auditor.has_begun() {
-            shared.tally.began(self.started.elapsed());
+            shared.awaited = shared.awaited.saturating_sub(1);
+            shared.tally.began(self.waited());
         }
         if meaning == Meaning::Ping && shared.answer_pings == YesNo::Yes {
             shared.tally.pongs += 1;
@@ -245,18 +353,45 @@ impl Socket {
         Ok(())
     }
 
+    /// Counts how long an event took to a prompt reader.
+    fn age(&self, number: u64, text: &[u8], shared: &mut Shared) {
+        let sends = shared.sends.as_ref().filter(|_| self.reader == Reader::Prompt);
+        if let Some(us) = sends.and_then(|sends| sends.age_us(number, shared.read_at)) {
+            shared.tally.event.record(us);
+            if let Some(finding) = audit::lateness(us, shared.late) {
+                shared.tally.found(finding, text);
+            }
+        }
+    }
+
+    fn state_came(&mut self, shared: &mut Shared) {
+        let now_ms = shared.now_ms();
+        if let (Some(gap), Reader::Prompt) = (self.auditor.state_came(now_ms), self.reader) {
+            shared.tally.state_gap.record_duration(gap);
+        }
+    }
+
+    fn passed(&self, before: Option<u64>, shared: &mut Shared) {
+        let Some(last) = self.auditor.last().filter(|last| Some(*last) != before) else { return };
+        if let Some(pace) = shared.pace.as_mut().filter(|_| self.reader == Reader::Prompt) {
+            pace.moved(before, last);
+        }
+    }
+
     fn send(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
-        if self.outbox.len() > OUTBOX_BYTES_MAX {
+        let outbox = &mut self.unfinished().outbox;
+        if outbox.len() > OUTBOX_BYTES_MAX {
             return Err(End::Lost("the server does not read"));
         }
-        frame::write(&mut self.outbox, opcode, payload);
+        frame::write(outbox, opcode, payload);
         self.flush()
     }
 
     fn flush(&mut self) -> Result<(), End> {
+        let Some(unfinished) = self.unfinished.as_mut() else { return Ok(()) };
         let mut done = 0;
-        while done < self.outbox.len() {
-            match self.stream.write(&self.outbox[done..]) {
+        while done < unfinished.outbox.len() {
+            match self.stream.write(&unfinished.outbox[done..]) {
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -264,14 +399,34 @@ impl Socket {
             }
         }
         // A new one, so that nothing is held while the socket is silent.
-        self.outbox = self.outbox[done..].to_vec();
+        unfinished.outbox = unfinished.outbox[done..].to_vec();
+        if unfinished.outbox.is_empty() && unfinished.inbox.is_empty() && self.auditor.has_begun() {
+            self.unfinished = None;
+        }
         Ok(())
     }
+}
+
+/// The messages in these bytes, if they are whole text frames and nothing else.
+fn whole_texts(bytes: &[u8], meanings: &mut Meanings) -> Option<Chunk> {
+    let (mut messages, mut used) = (Vec::new(), 0);
+    while used < bytes.len() {
+        let frame = frame::parse(&bytes[used..]).ok()??;
+        if frame.opcode != Opcode::Text {
+            return None;
+        }
+        let text = &bytes[used..][frame.payload.clone()];
+        messages.push((meanings.of(text), u32::try_from(text.len()).ok()?));
+        used += frame.payload.end;
+    }
+    Some(Chunk::new(messages))
 }
 
 /// How far to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reads {
+    /// What one read brings.
+    Once,
     /// Until a read leaves room in the buffer: then nothing more is there now.
     UntilShort,
     /// Until the end: the peer has closed, and will not announce anything again.

@@ -17,6 +17,12 @@ pub(crate) fn address(index: u32, spread: u32) -> Ipv4Addr {
     Ipv4Addr::new(127, second, third, last)
 }
 
+/// The same for an `X-Forwarded-For` header: an address of 10.0.0.0/8, which nobody trusts as a proxy.
+pub(crate) fn forwarded(index: u32, spread: u32) -> Ipv4Addr {
+    let [_, second, third, last] = address(index, spread).octets();
+    Ipv4Addr::new(10, second, third, last)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -38,5 +44,6 @@ mod tests {
         assert_eq!(address(ADDRESSES - 1, 1), Ipv4Addr::new(127, 254, 255, 254));
         assert_eq!(address(ADDRESSES, 1), address(0, 1));
         assert_eq!(address(7, 0), address(7, 1));
+        assert_eq!(forwarded(254, 1), Ipv4Addr::new(10, 1, 1, 1));
     }
 }

@@ -1,23 +1,29 @@
-//! All sockets, on one thread and one poll.
+//! The sockets of one thread, on one poll.
 //!
 //! A runtime would spend more on a task and its wake-up than a client spends on a message, and the tester must not
 //! be what is measured. So: edge-triggered readiness, a table of sockets, one read buffer. Each is touched only when
 //! the kernel has something for it.
+//!
+//! What is to be done next is read from the [`Control`] at least every [`POLL_MAX`]; how far it has got is written to
+//! a board there. Nothing else is shared between threads.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
-use crate::args::{Args, Target, YesNo};
-use crate::audit::{Auditor, Finding, Meanings, Numbers, Slots};
-use crate::process::Usage;
-use crate::publish::{Outcome, Publisher};
-use crate::report::{Expected, Report, Run, Server, Tally};
-use crate::socket::{self, End, Reads, Shared, Socket};
+use crate::args::{Target, YesNo};
+use crate::audit::{Auditor, Chunks, Finding, Meanings, Numbers, Slots};
+use crate::control::{Control, Job, SlowManner, Stage};
+use crate::latency::Sends;
+use crate::pace::Pace;
+use crate::socket::{self, End, Reader, Reads, Shared, Socket};
 use crate::source;
+use crate::tally::{Expected, Tally};
 
 /// What one read can bring.
 const READ_BYTES: usize = 256 * 1024;
@@ -27,23 +33,45 @@ const EVENTS: usize = 1024;
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// From the begin of connecting to the 101.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// After the last event was accepted, for every socket to have it.
-const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+/// The same when all come at once: the kernel tries again after 1, 3, 7 and 15 s when the server's queue is full.
+const RETURN_WITHIN: Duration = Duration::from_secs(30);
 /// For the server to answer our close frames.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// The code with which a server closes who does not answer pings.
 const NO_PONG: u16 = 4408;
+/// Connections that are begun before the poll is looked at again.
+const CONNECTS_AT_ONCE: usize = 64;
+/// How often a slow reader takes its byte.
+const SLOW_EVERY: Duration = Duration::from_secs(1);
 
-/// The sockets and what drives them.
+/// What a thread has to do with events of ours.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// When they were sent.
+    pub(crate) sends: Option<Arc<Sends>>,
+    /// Who waits for the slowest client.
+    pub(crate) pace: Option<Pace>,
+}
+
+/// The sockets of a thread and what drives them.
 pub(crate) struct Swarm {
     poll: Poll,
     events: Events,
     buffer: Vec<u8>,
-    target: Target,
-    source: Option<u32>,
+    job: Job,
+    targets: Vec<Target>,
+    control: Arc<Control>,
+    /// Number of this thread.
+    thread: usize,
+    /// By token: the client's number, counted from the job's first.
     sockets: Vec<Option<Socket>>,
     /// Sockets that are not open yet, in the order of their deadlines.
     opening: VecDeque<(Instant, usize)>,
+    /// When clients leave to come again.
+    lives: BinaryHeap<Reverse<(Instant, usize)>>,
+    slow: Vec<usize>,
+    slow_due: Instant,
+    awake: bool,
     alive: u32,
     leaving: bool,
     shared: Shared,
@@ -51,111 +79,163 @@ pub(crate) struct Swarm {
     gone: Vec<Auditor>,
 }
 
+impl std::fmt::Debug for Swarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Swarm").field("thread", &self.thread).field("alive", &self.alive).finish_non_exhaustive()
+    }
+}
+
 impl Swarm {
     /// A swarm without sockets.
     ///
     /// # Errors
-    /// When the system has no poll left.
-    pub(crate) fn new(args: &Args, target: Target) -> io::Result<Self> {
-        let interval_ms = u64::try_from(args.interval.as_millis()).unwrap_or(u64::MAX);
-        let on_loopback = matches!(target.address, SocketAddr::V4(v4) if v4.ip().is_loopback());
+    /// When the system has no poll left, or a URL is not one.
+    pub(crate) fn new(job: Job, thread: usize, control: Arc<Control>, watch: Watch) -> io::Result<Self> {
+        let targets: Result<Vec<Target>, String> =
+            job.urls.iter().map(|url| Target::resolve(url, "ws").map(|target| target.with_query(&job.query))).collect();
+        let now = Instant::now();
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
             buffer: vec![0; READ_BYTES],
-            source: Some(args.spread).filter(|spread| *spread > 0 && on_loopback),
-            sockets: Vec::new(),
+            targets: targets.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+            sockets: Vec::with_capacity(job.connections as usize),
             opening: VecDeque::new(),
+            lives: BinaryHeap::new(),
+            slow: Vec::new(),
+            slow_due: now,
+            awake: false,
             alive: 0,
             leaving: false,
             shared: Shared {
-                request: socket::request(&target),
-                answer_pings: args.answer_pings,
-                slots: Slots::new(interval_ms),
+                answer_pings: job.answer_pings,
+                slots: Slots::new(job.interval_ms),
+                late: job.late,
                 meanings: Meanings::default(),
-                sends: None,
-                read_at: Instant::now(),
+                chunks: Chunks::default(),
+                sends: watch.sends,
+                pace: watch.pace,
+                origin: now,
+                read_at: now,
+                awaited: 0,
                 tally: Tally::default(),
             },
-            target,
+            job,
+            control,
+            thread,
             gone: Vec::new(),
         })
     }
 
-    /// Opens, listens, leaves, reports.
+    /// Opens, does what it is told, leaves, and says what it saw.
     ///
     /// # Errors
     /// When the poll fails.
-    pub(crate) fn run(mut self, args: &Args, publisher: Option<Publisher>) -> io::Result<Report> {
-        self.shared.sends = publisher.as_ref().map(Publisher::sends);
-        let usage = || args.pid.and_then(Usage::of);
-        let (before, began) = (usage(), Instant::now());
-        self.open(args.connections, args.rate)?;
-        let (opened, connecting) = (usage(), began.elapsed());
-        let messages_when_open = self.shared.tally.messages.total();
-
-        let listening_from = Instant::now();
-        self.serve_until(listening_from + args.duration, |_| false)?;
-        let (after, listening) = (usage(), listening_from.elapsed());
-        let server = match (before, opened, after) {
-            (Some(before), Some(opened), Some(after)) => Some(Server { before, opened, after }),
-            _ => None,
-        };
-        let published = publisher.map(|publisher| self.settle(publisher)).transpose()?.flatten();
-        let open_at_end = self.sockets.iter().flatten().filter(|socket| socket.is_open()).count() as u64;
-        self.leave()?;
-        self.judge(published.as_ref());
-        let wanted = args.connections;
-        let run = Run { wanted, open_at_end, connecting, listening, messages_when_open, server, published };
-        Ok(Report::new(self.shared.tally, run))
-    }
-
-    /// Opens sockets at a rate, and waits until each is open or is not going to be.
-    fn open(&mut self, wanted: u32, per_second: f64) -> io::Result<()> {
-        let began = Instant::now();
-        for index in 0..wanted {
-            let due = began + Duration::from_secs_f64(f64::from(index) / per_second);
-            self.serve_until(due, |_| false)?;
-            self.connect(index)?;
+    pub(crate) fn run(mut self) -> io::Result<Tally> {
+        self.open()?;
+        let mut done = Stage::Open;
+        self.control.reached(self.thread, done);
+        loop {
+            let stage = self.control.stage();
+            match stage {
+                Stage::Leave => break,
+                Stage::Scatter if done < stage => self.scatter()?,
+                Stage::Wake if done < stage => self.wake(),
+                _ => self.serve_until(Instant::now() + POLL_MAX, |_| false)?,
+            }
+            if stage == Stage::Settle {
+                self.control.behind(self.thread, self.behind(self.control.last_number()));
+            }
+            if done < stage {
+                done = stage;
+                self.control.reached(self.thread, done);
+            }
         }
-        self.serve_until(Instant::now() + OPEN_WITHIN * 2, |swarm| swarm.opening.is_empty())
+        let behind = self.behind(self.control.last_number());
+        self.shared.tally.count("socket without the last events", u64::from(behind));
+        self.shared.tally.open_at_end = self.sockets.iter().flatten().filter(|socket| socket.is_open()).count() as u64;
+        self.leave()?;
+        self.judge();
+        Ok(self.shared.tally)
     }
 
-    fn connect(&mut self, index: u32) -> io::Result<()> {
-        let source = self.source.map(|spread| SocketAddr::from((source::address(index, spread), 0)));
-        let token = self.sockets.len();
-        let mut socket = match Socket::connect(self.target.address, source) {
+    /// Opens sockets at the job's rate, and waits until each is open or is not going to be.
+    fn open(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        for token in 0..self.job.connections as usize {
+            #[expect(clippy::cast_precision_loss, reason = "a count of sockets")]
+            let due = began + Duration::from_secs_f64(token as f64 / self.job.rate);
+            if token.is_multiple_of(CONNECTS_AT_ONCE) || Instant::now() < due {
+                self.serve_until(due, |_| false)?;
+            }
+            self.sockets.push(None);
+            self.connect(token, Auditor::default())?;
+        }
+        self.serve_until(Instant::now() + OPEN_WITHIN * 2, |swarm| swarm.shared.awaited == 0)
+    }
+
+    fn connect(&mut self, token: usize, auditor: Auditor) -> io::Result<()> {
+        let index = self.job.first + u32::try_from(token).unwrap_or(u32::MAX);
+        // Each server gets a contiguous share of all clients.
+        let at = (u64::from(index) * self.targets.len() as u64) / u64::from(self.job.total.max(1));
+        let at = usize::try_from(at).unwrap_or(0).min(self.targets.len() - 1);
+        let Some(target) = self.targets.get(at) else { return Ok(()) };
+        let on_loopback = matches!(target.address, SocketAddr::V4(v4) if v4.ip().is_loopback());
+        let source = (self.job.spread > 0 && on_loopback && !self.job.forwarded_for)
+            .then(|| SocketAddr::from((source::address(index, self.job.spread), 0)));
+        let forwarded = self.job.forwarded_for.then(|| source::forwarded(index, self.job.spread));
+        let request = socket::request(&target.host, &target.path, forwarded);
+        let reader = if self.job.is_slow(index) { Reader::Slow } else { Reader::Prompt };
+        let connected = Socket::connect(target.address, source, request, reader);
+        let mut socket = match connected {
             Ok(socket) => socket,
             Err(error) => {
                 self.shared.tally.ended(socket::not_connected(&error), Expected::No);
+                self.gone.push(auditor);
                 return Ok(());
             }
         };
         self.poll.registry().register(socket.stream(), Token(token), Interest::READABLE | Interest::WRITABLE)?;
-        self.sockets.push(Some(socket));
+        socket.auditor = auditor;
+        if reader == Reader::Slow {
+            self.slow.push(token);
+        } else if let Some(pace) = &mut self.shared.pace {
+            pace.join();
+        }
+        if let Some(place) = self.sockets.get_mut(token) {
+            *place = Some(socket);
+        }
         self.alive += 1;
-        self.opening.push_back((Instant::now() + OPEN_WITHIN, token));
+        self.shared.awaited += 1;
+        let within = if self.shared.tally.scattered.is_some() { RETURN_WITHIN } else { OPEN_WITHIN };
+        self.opening.push_back((Instant::now() + within, token));
+        if let Some(life) = self.job.life(index, self.shared.tally.upgrade.count()) {
+            self.lives.push(Reverse((Instant::now() + life, token)));
+        }
         Ok(())
     }
 
     /// Serves the sockets until `deadline`, or until `done` says so.
     fn serve_until(&mut self, deadline: Instant, done: impl Fn(&Self) -> bool) -> io::Result<()> {
         loop {
-            self.give_up_late_ones();
+            self.give_up_late_ones()?;
+            self.end_lives()?;
+            self.read_slow()?;
             let left = deadline.saturating_duration_since(Instant::now());
             // At least once, so that who is behind with connecting still hears.
             match self.poll.poll(&mut self.events, Some(left.min(POLL_MAX))) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            self.serve_events();
+            self.serve_events()?;
+            self.control.note(self.thread, self.alive, self.shared.awaited, &self.shared.tally);
             if left.is_zero() || done(self) {
                 return Ok(());
             }
         }
     }
 
-    fn serve_events(&mut self) {
+    fn serve_events(&mut self) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         for event in &events {
@@ -163,74 +243,160 @@ impl Swarm {
             let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
             let mut result = Ok(());
             if event.is_writable() {
-                result = socket.writable(&self.shared);
+                result = socket.writable();
             }
-            if result.is_ok() && event.is_readable() {
+            let sleeps = socket.reader == Reader::Slow && socket.auditor.has_begun() && !self.awake;
+            if result.is_ok() && event.is_readable() && !sleeps {
                 let reads = if event.is_read_closed() { Reads::ToTheEnd } else { Reads::UntilShort };
                 result = socket.readable(&mut self.shared, &mut buffer, reads);
             }
             if let Err(end) = result {
-                self.end(token, end);
+                self.end(token, end)?;
             }
         }
         (self.buffer, self.events) = (buffer, events);
+        Ok(())
     }
 
-    fn give_up_late_ones(&mut self) {
+    /// Each slow reader takes its byte, if that is its manner.
+    fn read_slow(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if self.job.slow_manner != SlowManner::Drip || self.awake || now < self.slow_due {
+            return Ok(());
+        }
+        self.slow_due = now + SLOW_EVERY;
+        self.read_all_slow(&mut [0], Reads::Once)
+    }
+
+    fn wake(&mut self) {
+        self.awake = true;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        // What ended meanwhile is counted like any other end; the poll does not fail here.
+        let _ = self.read_all_slow(&mut buffer, Reads::ToTheEnd);
+        self.buffer = buffer;
+    }
+
+    fn read_all_slow(&mut self, buffer: &mut [u8], reads: Reads) -> io::Result<()> {
+        for token in self.slow.clone() {
+            let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
+            if !socket.is_open() {
+                continue;
+            }
+            if let Err(end) = socket.readable(&mut self.shared, buffer, reads) {
+                self.end(token, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up_late_ones(&mut self) -> io::Result<()> {
         let now = Instant::now();
         while let Some((deadline, token)) = self.opening.front().copied() {
             let open = self.sockets.get(token).and_then(Option::as_ref).is_none_or(Socket::is_open);
             if !open && now < deadline {
-                return;
+                return Ok(());
             }
             self.opening.pop_front();
             if !open {
-                self.end(token, End::Failed("no answer in time"));
+                self.end(token, End::Failed("no answer in time"))?;
             }
         }
+        Ok(())
     }
 
-    fn end(&mut self, token: usize, end: End) {
-        let Some(socket) = self.sockets.get_mut(token).and_then(Option::take) else { return };
+    /// Who has lived long enough leaves.
+    fn end_lives(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        while let Some(Reverse((due, token))) = self.lives.peek().copied() {
+            if now < due {
+                return Ok(());
+            }
+            self.lives.pop();
+            let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
+            if socket.is_open()
+                && let Err(end) = socket.leave()
+            {
+                self.end(token, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, token: usize, end: End) -> io::Result<()> {
+        let Some(mut socket) = self.sockets.get_mut(token).and_then(Option::take) else { return Ok(()) };
         self.alive -= 1;
+        if !socket.auditor.has_begun() {
+            self.shared.awaited = self.shared.awaited.saturating_sub(1);
+        }
+        if let Some(pace) = self.shared.pace.as_mut().filter(|_| socket.reader == Reader::Prompt) {
+            pace.leave(socket.auditor.last());
+        }
         let refuses_pings = self.shared.answer_pings == YesNo::No;
         let expected = match &end {
-            End::Closed(1000, _) if self.leaving => Expected::Yes,
+            End::Closed(1000, _) if socket.is_leaving() => Expected::Yes,
             End::Closed(code, _) if refuses_pings && *code == NO_PONG => Expected::Yes,
+            // A server may close who does not read.
+            End::Closed(..) | End::Lost(_) if socket.reader == Reader::Slow => Expected::Yes,
             _ => Expected::No,
         };
         self.shared.tally.ended(end, expected);
+        let auditor = std::mem::take(&mut socket.auditor);
         // The descriptor is closed with the socket, and its registration with the descriptor.
-        self.gone.push(socket.auditor);
+        let comes_again = socket.is_leaving() && !self.leaving;
+        drop(socket);
+        if comes_again {
+            return self.return_of(token, auditor);
+        }
+        self.gone.push(auditor);
+        Ok(())
     }
 
-    /// Lets the producer finish, and everybody get what it published.
-    fn settle(&mut self, publisher: Publisher) -> io::Result<Option<Outcome>> {
-        publisher.stop();
-        self.serve_until(Instant::now() + 2 * SETTLE_WITHIN, |_| publisher.is_stopped())?;
-        let Some(outcome) = publisher.outcome() else { return Ok(None) };
-        let last = outcome.last;
-        self.serve_until(Instant::now() + SETTLE_WITHIN, |swarm| swarm.behind(last) == 0)?;
-        let behind = self.behind(last);
-        self.shared.tally.count("socket without the last events", behind);
-        Ok(Some(outcome))
+    fn return_of(&mut self, token: usize, mut auditor: Auditor) -> io::Result<()> {
+        auditor.away();
+        self.connect(token, auditor)
+    }
+
+    /// All drop their connections without a word, and come again at once.
+    fn scatter(&mut self) -> io::Result<()> {
+        let mut dropped = Vec::new();
+        for (token, place) in self.sockets.iter_mut().enumerate() {
+            if let Some(mut socket) = place.take() {
+                dropped.push((token, std::mem::take(&mut socket.auditor)));
+            }
+        }
+        let count = u32::try_from(dropped.len()).unwrap_or(u32::MAX);
+        self.alive = self.alive.saturating_sub(count);
+        self.shared.awaited = 0;
+        self.opening.clear();
+        self.shared.tally.scattered = Some(Instant::now());
+        for (n, (token, auditor)) in dropped.into_iter().enumerate() {
+            if n.is_multiple_of(CONNECTS_AT_ONCE) {
+                self.serve_until(Instant::now(), |_| false)?;
+            }
+            self.return_of(token, auditor)?;
+        }
+        self.serve_until(Instant::now() + RETURN_WITHIN, |swarm| swarm.shared.awaited == 0)
     }
 
     /// How many open sockets that listen to events have not got the last one.
-    fn behind(&self, last: Option<u64>) -> u64 {
-        let behind = |socket: &&Socket| socket.auditor.last().is_some_and(|seen| Some(seen) < last);
-        self.sockets.iter().flatten().filter(behind).count() as u64
+    fn behind(&self, last: Option<u64>) -> u32 {
+        let behind = |socket: &&Socket| {
+            socket.reader == Reader::Prompt && socket.auditor.last().is_some_and(|seen| Some(seen) < last)
+        };
+        u32::try_from(self.sockets.iter().flatten().filter(behind).count()).unwrap_or(u32::MAX)
     }
 
     /// Says goodbye to the server.
     fn leave(&mut self) -> io::Result<()> {
         self.leaving = true;
+        self.lives.clear();
+        self.wake();
         for token in 0..self.sockets.len() {
             let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
             if let Err(end) = socket.leave() {
-                self.end(token, end);
+                self.end(token, end)?;
             }
-            if token % EVENTS == 0 {
+            if token.is_multiple_of(EVENTS) {
                 self.serve_until(Instant::now(), |_| false)?;
             }
         }
@@ -240,11 +406,20 @@ impl Swarm {
     }
 
     /// What can be judged at the end only.
-    fn judge(&mut self, published: Option<&Outcome>) {
+    fn judge(&mut self) {
         let nothing = Numbers::default();
-        let given_up = published.map_or(&nothing, |outcome| &outcome.given_up);
+        let given_up = self.control.given_up().unwrap_or(&nothing);
         let auditors = self.gone.iter().chain(self.sockets.iter().flatten().map(|socket| &socket.auditor));
-        let lost = auditors.map(|auditor| auditor.lost(given_up)).sum();
+        let (mut lost, mut unpinged, mut unserved) = (0, 0, 0);
+        let (pings_min, updates_min) = self.job.heard_min;
+        for auditor in auditors {
+            let (pings, updates) = auditor.heard();
+            lost += auditor.lost(given_up);
+            unpinged += u64::from(pings < pings_min);
+            unserved += u64::from(updates < updates_min);
+        }
+        self.shared.tally.count("client with too few heartbeats", unpinged);
+        self.shared.tally.count("client with too few snapshots", unserved);
         self.shared.tally.count(Finding::LostEvent.text(), lost);
         self.shared.tally.count_silent();
     }
@@ -256,10 +431,10 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::thread::JoinHandle;
 
-    use clap::Parser;
-
     use super::*;
+    use crate::control;
     use crate::frame::{self, Opcode};
+    use crate::lead::{Middle, Plan, PublishFrom, Source};
 
     const INIT: &str = r#"{"type":"init","data":{"active_visitors":5,"timestamp":"2025-12-08T10:30:00Z"}}"#;
     const UPDATE: &str =
@@ -310,13 +485,23 @@ mod tests {
         got
     }
 
-    fn report(address: SocketAddr, more: &[&str]) -> serde_json::Value {
+    fn report(address: SocketAddr, answer_pings: YesNo) -> serde_json::Value {
         let url = format!("ws://{address}/ws/analytics");
-        let given = ["loadtest", "--url", &url, "--duration", "100ms", "--connections", "3"];
-        let args = Args::parse_from(given.iter().chain(more));
-        let target = Target::resolve(&args.url, "ws").expect("a URL");
-        let report = Swarm::new(&args, target).expect("a poll").run(&args, None).expect("it polls");
-        serde_json::to_value(&report).expect("JSON")
+        let plan = Plan {
+            job: Job { answer_pings, ..control::tests::job(&[url], 3) },
+            threads: 2,
+            processes: 1,
+            duration: Duration::from_millis(100),
+            middle: Middle::Listen,
+            source: Source::Nowhere,
+            publish_from: PublishFrom::Begin,
+            per_second: 1.0,
+            in_flight: None,
+            first_number: 1,
+            pids: vec![],
+            metrics: vec![],
+        };
+        serde_json::to_value(plan.run().expect("it runs")).expect("JSON")
     }
 
     const SWITCHING: &str =
@@ -326,7 +511,7 @@ mod tests {
     fn a_sound_server_passes() {
         let texts = vec![INIT.to_owned(), event(1), UPDATE.to_owned(), PING.to_owned(), event(2)];
         let (address, thread) = server(3, SWITCHING, texts);
-        let report = report(address, &[]);
+        let report = report(address, YesNo::Yes);
         assert_eq!(
             (&report["ok"], &report["opened"], &report["expected_closes"]),
             (&true.into(), &3.into(), &3.into())
@@ -344,7 +529,7 @@ mod tests {
         let texts =
             [vec![UPDATE.to_owned(), INIT.to_owned()], events.into(), vec![UPDATE.to_owned(), UPDATE.to_owned()]];
         let (address, thread) = server(3, SWITCHING, texts.concat());
-        let report = report(address, &["--answer-pings", "no"]);
+        let report = report(address, YesNo::No);
         let want = serde_json::json!({
             "message before init": 3, "event delivered twice": 3, "event after a later one": 3, "event lost": 3,
             "slot delivered twice": 3,
@@ -356,7 +541,7 @@ mod tests {
     #[test]
     fn a_refusal_is_counted_by_its_status() {
         let (address, thread) = server(3, "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\n", vec![]);
-        let report = report(address, &[]);
+        let report = report(address, YesNo::Yes);
         assert_eq!((&report["ok"], &report["refused"]), (&false.into(), &serde_json::json!({"429": 3})));
         thread.join().expect("the server served");
     }

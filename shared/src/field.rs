@@ -65,7 +65,7 @@ impl Name {
 pub struct PagePath(Box<str>);
 
 impl PagePath {
-    /// Takes a path (`/cv?x=1`) or a whole URL (`https://example.org/cv#top`) and keeps the path.
+    /// Takes a path (`/cv?x=1`) or a whole URL (`https://example.org/cv#top`, `//example.org/cv`) and keeps the path.
     ///
     /// # Errors
     /// [`EventError`] naming `field` when there is no such path, or it is too long, or holds control characters.
@@ -73,20 +73,24 @@ impl PagePath {
     pub fn parse(field: &'static str, text: Option<&str>) -> Result<Self, EventError> {
         let text = text.ok_or(EventError::new(field, "missing"))?;
         let no_query = text.split(['?', '#']).next().unwrap_or_default();
-        let path = match no_query.strip_prefix("https://").or_else(|| no_query.strip_prefix("http://")) {
+        // `//host/path` is a URL too, without its scheme (RFC 3986 section 4.2).
+        let origins = ["https://", "http://", "//"];
+        let path = match origins.iter().find_map(|origin| no_query.strip_prefix(origin)) {
             Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
             None => no_query,
         };
-        if !path.starts_with('/') {
+        let Some(below_root) = path.strip_prefix('/') else {
             return Err(EventError::new(field, "neither a path nor an http URL"));
-        }
+        };
+        // One slash: a page that links to the path must not be led to another host by it.
+        let path = format!("/{}", below_root.trim_start_matches('/'));
         if path.len() > PAGE_PATH_BYTES_MAX {
             return Err(EventError::new(field, "longer than 512 bytes"));
         }
         if path.chars().any(char::is_control) {
             return Err(EventError::new(field, "holds control characters"));
         }
-        Ok(Self(path.into()))
+        Ok(Self(path.into_boxed_str()))
     }
 
     /// The path.

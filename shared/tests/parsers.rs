@@ -47,7 +47,7 @@ fn within_bounds(event: &Event) {
         Event::Page { event_type, page_url } => {
             assert_eq!(Name::parse("x", Some(event_type.as_str())).as_ref(), Ok(event_type));
             assert!(page_url.as_str().starts_with('/') && page_url.as_str().len() <= PAGE_PATH_BYTES_MAX);
-            assert!(!page_url.as_str().contains(['?', '#']));
+            assert!(!page_url.as_str().contains(['?', '#']) && !page_url.as_str().starts_with("//"));
         }
         Event::ThemeChange { theme: name } | Event::LetterGenerate { letter_type: name } => {
             assert_eq!(Name::parse("x", Some(name.as_str())).as_ref(), Ok(name));

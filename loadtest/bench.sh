@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# One scenario of the load tester against a gateway and a Redis of its own, on ports of their own; what it starts, it
+# ends. Usage: loadtest/bench.sh SCENARIO target/release [OPTION…]
+#   connect   handshakes, beside the floor
+#   steady    10 events per second to 10,000 sockets, beside the floor, alternating
+#   fanout    steady, then 100 events per second, then as many as the slowest client takes with 32 on their way
+#   storm     10,000 clients drop and come again at once
+#   slow      100 events per second while a tenth of the clients reads a byte a second
+#   soak      3,000 clients that come and go, half an hour
+# RUNS=5 alternating rounds, SOCKETS=10000 and SECONDS_EACH=20 can be set. Options go to the load tester.
+set -euo pipefail
+
+readonly scenario=$1 bin=$2
+shift 2
+readonly sockets=${SOCKETS:-10000} runs=${RUNS:-5} seconds=${SECONDS_EACH:-20}
+readonly redis_port=7409 public=127.0.0.1:7410 internal=127.0.0.1:7411
+dir=$(mktemp -d)
+redis_pid='' gateway_pid=''
+
+finish() {
+    if [ -n "$gateway_pid" ]; then
+        kill "$gateway_pid" 2> /dev/null && wait "$gateway_pid" || true
+    fi
+    [ -z "$redis_pid" ] || kill "$redis_pid" 2> /dev/null || true
+    rm -rf "$dir"
+}
+trap finish EXIT
+
+redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
+redis_pid=$!
+REDIS_URL=redis://127.0.0.1:$redis_port GATEWAY_LISTEN=$public GATEWAY_INTERNAL_LISTEN=$internal \
+    GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=1s GATEWAY_LOG=warn ${GATEWAY_RUN:-} "$bin/gateway" &
+gateway_pid=$!
+for _ in $(seq 100); do
+    "$bin/gateway" --healthcheck "$internal" 2> /dev/null && break
+    sleep 0.1
+done
+
+# $1: the scenario; the rest: options.
+loadtest() {
+    local name=$1
+    shift
+    "$bin/loadtest" "$name" --url "ws://$public/ws/analytics" --metrics "http://$internal/metrics" \
+        --pid "$gateway_pid" --connections "$sockets" --rate 4000/s --duration "${seconds}s" "$@"
+}
+
+readonly redis=redis://127.0.0.1:$redis_port
+code=0
+case $scenario in
+    connect)
+        loadtest connect --floor --runs "$runs" --max-handshake-ratio 1.6 "$@" || code=$?
+        ;;
+    steady)
+        loadtest fanout --redis $redis --events-per-second 10 --floor --runs "$runs" --max-cpu-ratio 1.15 \
+            --max-lost 0 "$@" || code=$?
+        ;;
+    fanout)
+        echo '=== 10 events per second, beside the floor'
+        loadtest fanout --redis $redis --events-per-second 10 --floor --runs "$runs" --max-cpu-ratio 1.15 \
+            --max-lost 0 "$@" || code=$?
+        echo '=== 100 events per second'
+        loadtest fanout --redis $redis --events-per-second 100 --first-number 1000001 --max-lost 0 --max-p99 350ms \
+            --max-cpu-us-per-message 0.8 "$@" || code=$?
+        echo '=== 32 events on their way, as many as the slowest client takes'
+        loadtest fanout --redis $redis --in-flight 32 --first-number 2000001 --max-lost 0 --max-p99 500ms \
+            --min-deliveries 1500000/s "$@" || code=$?
+        ;;
+    storm)
+        loadtest storm --min-returns 8000/s --max-state-gap 6s "$@" || code=$?
+        ;;
+    slow)
+        loadtest slow --redis $redis --events-per-second 100 --runs "$runs" --max-p99-ratio 1.15 --max-lost 0 "$@" ||
+            code=$?
+        ;;
+    soak)
+        loadtest soak --redis $redis --events-per-second 10 --connections 3000 --rate 500/s --duration 30m \
+            --max-lost 0 "$@" || code=$?
+        ;;
+    *)
+        echo "no scenario $scenario" >&2
+        code=2
+        ;;
+esac
+exit "$code"

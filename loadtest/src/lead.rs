@@ -1,0 +1,242 @@
+//! One run of a test, from the first connection to the report: what is ordered when, and what is measured between.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+
+use crate::args::Target;
+use crate::control::{Job, Order, Progress, Stage};
+use crate::crew::{Crew, Published};
+use crate::display::Display;
+use crate::latency::Sends;
+use crate::pace::Slowest;
+use crate::process::{Machine, Usage};
+use crate::publish::{Http, Orders, Outcome, Outlet, Publisher, Redis, Tempo};
+use crate::report::Report;
+use crate::scrape::Written;
+use crate::soak::Sample;
+
+/// How often the leader looks.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After the last event was accepted, for every socket to have it.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+/// More than the sockets give themselves to open or to come back.
+const STAGE_WITHIN: Duration = Duration::from_secs(60);
+/// How many samples a long run takes of the server, about.
+const SAMPLES: u32 = 120;
+
+/// Where events come from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    Nowhere,
+    Http {
+        target: Target,
+        token: String,
+    },
+    Redis {
+        url: String,
+        prefix: String,
+    },
+    /// A comparison server makes them itself.
+    Control(std::net::SocketAddr),
+}
+
+/// What happens while all sockets are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Middle {
+    /// They listen.
+    Listen,
+    /// In the middle of the time, all drop and come again.
+    Storm,
+    /// They listen, and the server is sampled.
+    Watch,
+}
+
+/// When the first event is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PublishFrom {
+    Begin,
+    Open,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) job: Job,
+    pub(crate) threads: u32,
+    pub(crate) processes: u32,
+    pub(crate) duration: Duration,
+    pub(crate) middle: Middle,
+    pub(crate) source: Source,
+    pub(crate) publish_from: PublishFrom,
+    pub(crate) per_second: f64,
+    pub(crate) in_flight: Option<u32>,
+    pub(crate) first_number: u64,
+    pub(crate) pids: Vec<u32>,
+    pub(crate) metrics: Vec<Target>,
+}
+
+/// What is known at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    pub(crate) at: Instant,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) written: Option<Written>,
+    pub(crate) machine: Option<Machine>,
+    pub(crate) progress: Progress,
+}
+
+/// What was measured, besides the clients' tally.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) before: Mark,
+    pub(crate) opened: Mark,
+    pub(crate) after: Mark,
+    /// Before and after all dropped and came again.
+    pub(crate) storm: Option<(Mark, Mark)>,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) published: Option<Outcome>,
+}
+
+/// What [`Middle`] gives: before and after a storm, and samples.
+type Meanwhile = (Option<(Mark, Mark)>, Vec<Sample>);
+
+impl Plan {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// When the test cannot be run; what the audit finds is in the report.
+    pub(crate) fn run(&self) -> anyhow::Result<Report> {
+        let published = self.published();
+        let before = self.mark(Progress::default());
+        let mut crew = Crew::start(&self.job, self.threads, self.processes, &published)?;
+        let mut publisher = None;
+        if self.publish_from == PublishFrom::Begin {
+            publisher = self.publisher(&published)?;
+        }
+        self.wait_for(&crew, Stage::Open, "connecting", self.connect_within())?;
+        let opened = self.mark(crew.progress());
+        if self.publish_from == PublishFrom::Open {
+            publisher = self.publisher(&published)?;
+        }
+        crew.order(&Order::Listen)?;
+        let (storm, samples) = self.middle(&mut crew)?;
+        let after = self.mark(crew.progress());
+        let outcome = publisher.and_then(Publisher::outcome);
+        if self.job.slow_share > 0.0 {
+            crew.order(&Order::Wake)?;
+            self.wait_for(&crew, Stage::Wake, "waking", STAGE_WITHIN)?;
+        }
+        settle(&mut crew, outcome.as_ref())?;
+        crew.order(&Order::Leave(outcome.as_ref().map(|outcome| outcome.given_up.clone()).unwrap_or_default()))?;
+        let tally = crew.finish()?;
+        let run = Run { before, opened, after, storm, samples, published: outcome };
+        Ok(Report::new(self, tally, &run))
+    }
+
+    fn middle(&self, crew: &mut Crew) -> anyhow::Result<Meanwhile> {
+        if self.middle != Middle::Storm {
+            return Ok((None, self.listen(crew, self.duration)?));
+        }
+        self.listen(crew, self.duration / 2)?;
+        let calm = self.mark(crew.progress());
+        crew.order(&Order::Scatter)?;
+        self.wait_for(crew, Stage::Scatter, "returning", STAGE_WITHIN)?;
+        let over = self.mark(crew.progress());
+        self.listen(crew, self.duration / 2)?;
+        Ok((Some((calm, over)), Vec::new()))
+    }
+
+    fn listen(&self, crew: &Crew, duration: Duration) -> anyhow::Result<Vec<Sample>> {
+        let mut display = Display::seconds("listening", duration);
+        let (began, mut samples) = (Instant::now(), Vec::new());
+        let every = duration / SAMPLES;
+        while began.elapsed() < duration {
+            std::thread::sleep(LOOK_EVERY.min(duration.saturating_sub(began.elapsed())));
+            if crew.has_failed() {
+                bail!("a thread or process with sockets ended before its time");
+            }
+            let (elapsed, progress) = (began.elapsed(), crew.progress());
+            display.show(elapsed.as_secs(), &progress);
+            let due = every * u32::try_from(samples.len()).unwrap_or(u32::MAX);
+            if self.middle == Middle::Watch
+                && elapsed >= due
+                && let Some(usage) = Usage::of_all(&self.pids)
+            {
+                samples.push(Sample::new(elapsed, usage, progress.alive));
+            }
+        }
+        Ok(samples)
+    }
+
+    fn wait_for(&self, crew: &Crew, stage: Stage, what: &'static str, within: Duration) -> anyhow::Result<()> {
+        let mut display = Display::sockets(what, self.job.connections);
+        let deadline = Instant::now() + within;
+        loop {
+            let progress = crew.progress();
+            display.show(u64::from(progress.alive.saturating_sub(progress.awaited)), &progress);
+            if progress.has_done(stage) {
+                return Ok(());
+            }
+            if crew.has_failed() {
+                return Err(anyhow!("a thread or process with sockets ended while {what}"));
+            }
+            if Instant::now() > deadline {
+                bail!("{what} took longer than {within:?}");
+            }
+            std::thread::sleep(LOOK_EVERY.min(Duration::from_millis(10)));
+        }
+    }
+
+    fn connect_within(&self) -> Duration {
+        Duration::from_secs_f64(f64::from(self.job.connections) / self.job.rate) * 4 + STAGE_WITHIN
+    }
+
+    fn published(&self) -> Published {
+        if matches!(self.source, Source::Nowhere) || self.processes > 1 {
+            return Published::default();
+        }
+        let slowest = |most| (Arc::new(Slowest::new(self.threads as usize, self.first_number)), most);
+        Published { sends: Some(Arc::new(Sends::new())), closed: self.in_flight.map(slowest) }
+    }
+
+    fn publisher(&self, published: &Published) -> anyhow::Result<Option<Publisher>> {
+        let outlet: Box<dyn Outlet> = match &self.source {
+            Source::Nowhere => return Ok(None),
+            Source::Http { target, token } => Box::new(Http::new(target.clone(), token.clone())),
+            Source::Redis { url, prefix } => Box::new(Redis::new(url, prefix).map_err(|error| anyhow!(error))?),
+            Source::Control(control) => Box::new(Orders::connect(*control).context("reaching the comparison")?),
+        };
+        let tempo = match &published.closed {
+            Some((slowest, most)) => Tempo::InFlight(*most, slowest.clone()),
+            None => Tempo::PerSecond(self.per_second),
+        };
+        let sends = published.sends.clone().unwrap_or_else(|| Arc::new(Sends::new()));
+        Publisher::start(outlet, tempo, self.first_number, sends).map(Some).context("starting the producer")
+    }
+
+    fn mark(&self, progress: Progress) -> Mark {
+        Mark {
+            at: Instant::now(),
+            usage: Usage::of_all(&self.pids),
+            written: Written::of_all(&self.metrics),
+            machine: Machine::now(),
+            progress,
+        }
+    }
+}
+
+/// Lets everybody get what was published.
+fn settle(crew: &mut Crew, outcome: Option<&Outcome>) -> anyhow::Result<()> {
+    crew.order(&Order::Settle(outcome.and_then(|outcome| outcome.last)))?;
+    let deadline = Instant::now() + SETTLE_WITHIN;
+    while Instant::now() < deadline {
+        let progress = crew.progress();
+        if progress.has_done(Stage::Settle) && progress.behind == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
