@@ -385,3 +385,33 @@ async fn keep_house(admission: Arc<Admission>, lifecycle: Lifecycle) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wishes at these times, counted from the beginning; none after the last.
+    struct At(Instant, Vec<Duration>);
+
+    impl Stop for At {
+        async fn wished(&mut self) {
+            let Some(at) = self.1.first().copied() else { return std::future::pending().await };
+            tokio::time::sleep_until(self.0 + at).await;
+            self.1.remove(0);
+        }
+    }
+
+    // Inv. DRAIN: a second wish cuts the drain short, the echo of the first does not.
+    #[tokio::test(start_paused = true)]
+    async fn an_echo_is_no_second_wish() {
+        for (second, drained) in
+            [(Duration::ZERO, true), (Duration::from_millis(240), true), (Duration::from_millis(260), false)]
+        {
+            let mut essential = Essential::default();
+            essential.start("loop", std::future::pending());
+            let mut stop = At(Instant::now(), vec![Duration::ZERO, second]);
+            let ending = live(&mut essential, &mut stop, tokio::time::sleep(Duration::from_secs(5))).await;
+            assert_eq!(matches!(ending, Ending::Drained), drained, "{second:?}: {ending:?}");
+        }
+    }
+}

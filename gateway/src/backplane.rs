@@ -37,6 +37,11 @@ pub const STREAM_ENTRIES_MAX: usize = 10_000;
 /// What is kept of a field of an entry, in bytes, whoever wrote it; what is longer is no message.
 // Inv. BOUND
 pub const ENTRY_VALUE_BYTES_MAX: usize = 20 * 1024;
+/// How long a member's beat holds: with a beat each 1.5 s, three may be missed.
+pub const MEMBER_LEASE: Duration = Duration::from_secs(6);
+/// The longest by which an outage may lengthen the window, in milliseconds: after more, who stayed is not known from
+/// who came back.
+pub const HOLE_MS_MAX: Millis = 24 * 3600 * 1000;
 /// The most items of one [`Publish`].
 pub const PUBLISH_ITEMS_MAX: usize = shared::event::EVENTS_MAX;
 /// The most visitors of one [`Touch`].
@@ -62,20 +67,6 @@ pub enum BackplaneError {
     /// The server is too old, or speaks another version of the contract.
     #[error("backplane unusable: {0}")]
     Incompatible(&'static str),
-}
-
-impl BackplaneError {
-    /// The label under which metrics count it.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::Backpressure => "backpressure",
-            Self::Corrupt(_) => "corrupt",
-            Self::Incompatible(_) => "incompatible",
-        }
-    }
 }
 
 /// A result of the backplane.

@@ -29,7 +29,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::membership::{Membership, News};
 use crate::admission::Admission;
-use crate::backplane::{AddressHash, Backplane, BackplaneError, Result};
+use crate::backplane::{AddressHash, Backplane, BackplaneError, MEMBER_LEASE, Result};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
 use crate::hub::Hub;
@@ -39,8 +39,6 @@ use crate::vitals::{Loop, Vitals};
 
 /// From beat to beat.
 pub const BEAT_EVERY: Duration = Duration::from_millis(1_500);
-/// How long a beat holds: three may be missed.
-pub const MEMBER_LEASE: Duration = Duration::from_secs(6);
 /// Changed counts gather for this long before they are told.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// All counts are told anew this often, whatever happened to them: well within the hour after which they expire.

@@ -123,4 +123,24 @@ mod tests {
         assert_eq!(codes, [1000, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4408]);
         assert_eq!(draining_text(1500), r#"{"retry_after_ms":1500}"#);
     }
+
+    // Inv. WIRE: docs/PROTOCOL.md has this table, row by row, with the same advice.
+    #[test]
+    fn the_documented_table_is_this_table() {
+        let protocol = include_str!("../../docs/PROTOCOL.md");
+        let section = protocol.split_once("### Close codes").and_then(|(_, rest)| rest.split_once("\n### "));
+        let rows = section.expect("there").0.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+        let documented: Vec<(u16, &str)> =
+            rows.filter_map(|row| Some((row.split(" | ").next()?.parse().ok()?, row.rsplit(" | ").next()?))).collect();
+        let advice = |reason: CloseReason| match reason.reconnect() {
+            Reconnect::Yes => "yes",
+            Reconnect::WhenTold => "after N ms",
+            Reconnect::No => "no",
+        };
+        assert_eq!(documented.len(), CloseReason::ALL.len());
+        for (reason, (code, text)) in CloseReason::ALL.into_iter().zip(documented) {
+            assert_eq!(reason.code(), code);
+            assert!(text == advice(reason) || text.starts_with(&format!("{},", advice(reason))), "{code}: {text}");
+        }
+    }
 }

@@ -51,13 +51,10 @@ use self::reply::Reply;
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
 use super::{
-    AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, Lease, Publish,
-    PublishReply, Result, Salt, Salts, Tick, TickReply, Touch, TouchReply,
+    AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, Lease, MEMBER_LEASE,
+    Publish, PublishReply, Result, Salt, Salts, Tick, TickReply, Touch, TouchReply,
 };
 use crate::metrics::{BackplaneFailure, Metrics};
-
-/// What a node's lease is taken to last until its first beat says it.
-const MEMBER_LEASE_MS: u64 = 6000;
 
 /// The backplane on Redis.
 #[derive(Debug)]
@@ -107,7 +104,7 @@ impl RedisBackplane {
                 fail_fast: true,
                 ..Options::default()
             },
-            member_lease_ms: AtomicU64::new(MEMBER_LEASE_MS),
+            member_lease_ms: AtomicU64::new(millis(MEMBER_LEASE)),
             builder,
             refusals: Refusals::default(),
             metrics,

@@ -298,4 +298,14 @@ mod tests {
         assert_eq!(gathered(PASS_MESSAGES_MAX + 7, begin + Duration::from_secs(1)).await, PASS_MESSAGES_MAX);
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
+
+    // Inv. WIRE: a client that did not ask for ids knows no gap.
+    #[test]
+    fn gaps_go_to_clients_with_ids_alone() {
+        let gap = Broadcast { kind: MessageKind::Gap, text: "{}".to_owned(), id: None, state: None };
+        let messages = [event(1), gap, event(2)];
+        let mut forms = Forms { messages: &messages, made: Vec::new() };
+        let mut count = |ids| forms.of((MessageKinds::ALL, ids)).marks.len();
+        assert_eq!((count(Ids::Without), count(Ids::With)), (2, 3));
+    }
 }

@@ -15,7 +15,12 @@ use fred::types::scripts::Script;
 use shared::event::{OTHER_THEME, THEMES_MAX};
 use shared::keys::SCHEMA_VERSION;
 
+<<<<<<< HEAD
 use crate::backplane::STREAM_ENTRIES_MAX;
+=======
+use super::reply::{self, Reply};
+use crate::backplane::{HOLE_MS_MAX, Result, STREAM_ENTRIES_MAX};
+>>>>>>> rev3
 
 /// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
@@ -23,8 +28,6 @@ const ADDRESS_TTL_SECONDS: u32 = 3600;
 const SALT_TTL_SECONDS: u32 = 48 * 3600;
 /// The most visitors that one tick removes, and the most whose time it corrects: some 1 ms of Redis's one thread.
 const TRIM_VISITORS_MAX: u32 = 1000;
-/// The longest by which an outage may lengthen the window: after more, who stayed is not known from who came back.
-const HOLE_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Notes of publishers that are kept without asking whether they still live.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
 /// No node's lease is longer than this or, if that is more, than the asking node's.
