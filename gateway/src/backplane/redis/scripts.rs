@@ -15,12 +15,7 @@ use fred::types::scripts::Script;
 use shared::event::{OTHER_THEME, THEMES_MAX};
 use shared::keys::SCHEMA_VERSION;
 
-<<<<<<< HEAD
-use crate::backplane::STREAM_ENTRIES_MAX;
-=======
-use super::reply::{self, Reply};
-use crate::backplane::{HOLE_MS_MAX, Result, STREAM_ENTRIES_MAX};
->>>>>>> rev3
+use crate::backplane::{HOLE_MS_MAX, STREAM_ENTRIES_MAX};
 
 /// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
