@@ -8,11 +8,14 @@
 //! one atomic question; everything else (sockets that end, answers that were lost) makes the address dirty, and the
 //! node tells its count again until that is acknowledged. What a dead node held stops counting with its membership.
 //!
-//! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node decides
-//! by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has
-//! answered anything again. What was let in meanwhile is dirty and becomes known then. A node that is told it is no member
-//! decides by its own count too, and asks to be entered again ([`Admission::gone`]): [`Admission::readmit_all`] then
-//! names the sockets that are too many.
+//! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node
+//! decides by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has answered
+//! anything again. A node that is told it is no member decides by its own count too, and asks to be entered again
+//! ([`Admission::gone`]).
+//!
+//! What was let in alone is not simply told: nodes that were each within the cap may be over it together. It is asked
+//! about afterwards ([`Admission::readmit_unadmitted`], after entering again [`Admission::readmit_all`]), which names
+//! the sockets that are too many; until then the cluster counts those that it let in.
 //!
 //! **What comes out** is a [`Permit`]. It is the only way to a socket, and dropping it, from wherever, gives back what
 //! was taken. Cancelling [`Admission::admit`] at any point does as well.
@@ -23,15 +26,17 @@
 mod counts;
 #[cfg(test)]
 pub(crate) mod fake;
+mod guards;
 mod rate;
 mod visitors;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures_util::StreamExt;
 use governor::clock::DefaultClock;
 use parking_lot::Mutex;
@@ -39,11 +44,12 @@ use shared::ids::NodeId;
 use tokio::sync::Notify;
 
 use self::counts::{Counts, Told};
+pub use self::guards::Permit;
+use self::guards::{Asked, Batch, Reservation, Seat, Turn};
 use self::rate::HandshakeRate;
 use self::visitors::VisitorBudget;
 use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane};
 use crate::clock::Clock;
-use crate::hub::SocketPermit;
 use crate::identity::{VisitorDigest, address_hash};
 use crate::metrics::Metrics;
 
@@ -91,7 +97,7 @@ pub struct Admission {
     backplane: Arc<dyn Backplane>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    secret: OnceLock<[u8; 32]>,
+    secret: ArcSwapOption<[u8; 32]>,
     rate: HandshakeRate<DefaultClock>,
     connections: AtomicU32,
     /// A plain lock: held for a few map operations, never over an await. One lock for counts, marks and turns,
@@ -106,6 +112,8 @@ pub struct Admission {
     work: Notify,
     /// Rings when the backplane said that this node is no member.
     gone: Notify,
+    /// Rings when a socket was let in alone.
+    unadmitted: Notify,
 }
 
 impl fmt::Debug for Admission {
@@ -134,7 +142,7 @@ impl Admission {
             backplane,
             metrics,
             clock,
-            secret: OnceLock::new(),
+            secret: ArcSwapOption::empty(),
             rate: HandshakeRate::new(settings.handshakes_per_second, DefaultClock::default()),
             connections: AtomicU32::new(0),
             counts: Mutex::default(),
@@ -143,12 +151,21 @@ impl Admission {
             turns: Notify::new(),
             work: Notify::new(),
             gone: Notify::new(),
+            unadmitted: Notify::new(),
         })
     }
 
-    /// The cluster's secret, which keys the address hashes. It never changes: a second one is ignored.
+    /// The cluster's secret, which keys the address hashes. Another one than before, which only another backplane has,
+    /// holds for those who come: an address then has two names here until its old sockets are gone, but one name on
+    /// all nodes.
     pub fn set_secret(&self, secret: [u8; 32]) {
-        let _ = self.secret.set(secret);
+        self.secret.store(Some(Arc::new(secret)));
+    }
+
+    /// The secret that the node goes by, when it has one.
+    #[must_use]
+    pub fn secret(&self) -> Option<[u8; 32]> {
+        self.secret.load().as_deref().copied()
     }
 
     /// How many sockets this node has, with those that are being admitted.
@@ -170,9 +187,9 @@ impl Admission {
     /// # Errors
     /// [`Refusal`].
     pub async fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Permit, Refusal> {
-        let secret = self.secret.get().ok_or(Refusal::NotReady)?;
+        let secret = self.secret().ok_or(Refusal::NotReady)?;
         // Inv. PRIVATE: from here on the address is its keyed hash.
-        let address = address_hash(secret, ip);
+        let address = address_hash(&secret, ip);
         let seat = Seat::take(self)?;
         if self.settings.max_per_address > 0 {
             // Cheap before dear: an address that is full here needs no question.
@@ -254,20 +271,46 @@ impl Admission {
     ///
     /// # Errors
     /// When the backplane does not answer for some address; all have to be tried again then.
-    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
     pub async fn readmit_all(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
+        let addresses = self.counts.lock().held_addresses();
+        self.readmit_each(addresses).await
+    }
+
+    /// As [`Self::readmit_all`], for the addresses that have sockets which were let in alone.
+    ///
+    /// # Errors
+    /// When the backplane does not answer for some address: call it again.
+    pub async fn readmit_unadmitted(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
+        let addresses = self.counts.lock().unadmitted();
+        self.readmit_each(addresses).await
+    }
+
+    /// Waits until there are sockets that were let in alone. Cancel safe; for one waiter.
+    pub async fn unadmitted(&self) {
+        while self.counts.lock().unadmitted().is_empty() {
+            self.unadmitted.notified().await;
+        }
+    }
+
+    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
+    async fn readmit_each(&self, addresses: Vec<AddressHash>) -> backplane::Result<Vec<(AddressHash, u32)>> {
         if self.settings.max_per_address == 0 {
             return Ok(Vec::new());
         }
-        let addresses = self.counts.lock().held_addresses();
         let mut answers = futures_util::stream::iter(addresses)
             .map(|address| async move { (address, self.readmit(address).await) })
             .buffer_unordered(READMISSIONS_OPEN_MAX);
         let mut surplus = Vec::new();
         while let Some((address, answer)) = answers.next().await {
-            match answer? {
-                0 => {}
-                too_many => surplus.push((address, too_many)),
+            match answer {
+                Ok(0) => {}
+                Ok(too_many) => surplus.push((address, too_many)),
+                Err(error) => {
+                    // Nobody will close what was found so far: it is asked about once more.
+                    let mut counts = self.counts.lock();
+                    surplus.into_iter().for_each(|(address, _)| counts.owe_admission(address));
+                    return Err(error);
+                }
             }
         }
         Ok(surplus)
@@ -337,14 +380,15 @@ impl Admission {
     /// The reservation is within the cap by this node's own count; that must do.
     fn decide_alone(&self, reservation: Reservation<'_>) -> Result<(), Refusal> {
         self.metrics.admissions_alone.inc();
-        reservation.hold(Told::Unsure);
-        self.work.notify_one();
+        reservation.hold_alone();
+        self.unadmitted.notify_one();
         Ok(())
     }
 
     /// Has an address' sockets admitted again; tells how many are too many.
     async fn readmit(&self, address: AddressHash) -> backplane::Result<u32> {
-        let mut turn = Turn::take(self, address).await;
+        let mut turn = Turn::take(self, address, Counts::begin_admission).await;
+        let mut asked = Asked { admission: self, address, answered: false };
         let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
             // All have left since; the mark that they set does the rest.
@@ -355,12 +399,12 @@ impl Admission {
         self.backplane_answered();
         match reply {
             AdmitReply::Granted => {
-                turn.told = Told::Yes;
+                (turn.told, asked.answered) = (Told::Yes, true);
                 Ok(0)
             }
             // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
             AdmitReply::Refused { counted } => {
-                turn.told = Told::Yes;
+                (turn.told, asked.answered) = (Told::Yes, true);
                 Ok(held.saturating_sub(counted))
             }
             AdmitReply::Gone => {
@@ -368,187 +412,6 @@ impl Admission {
                 Ok(0)
             }
         }
-    }
-}
-
-/// The right to hold one socket: a place on the node and, under the cap, one of its address. Dropping it gives both
-/// back.
-#[derive(Debug)]
-pub struct Permit {
-    seat: Seat,
-    address: AddressHash,
-}
-
-impl Permit {
-    /// Whose socket it is.
-    #[must_use]
-    pub fn address(&self) -> AddressHash {
-        self.address
-    }
-}
-
-impl SocketPermit for Permit {
-    fn address(&self) -> AddressHash {
-        self.address
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let admission = &self.seat.0;
-        if admission.settings.max_per_address > 0 {
-            admission.counts.lock().release(self.address);
-            admission.work.notify_one();
-        }
-    }
-}
-
-/// A place on the node.
-#[derive(Debug)]
-struct Seat(Arc<Admission>);
-
-impl Seat {
-    fn take(admission: &Arc<Admission>) -> Result<Self, Refusal> {
-        let max = admission.settings.max_connections;
-        let one_more = |taken: u32| (taken < max).then_some(taken + 1);
-        admission
-            .connections
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .map(|_| Self(Arc::clone(admission)))
-            .map_err(|_| Refusal::Full)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A place of the address that is set aside while its handshake is being decided.
-struct Reservation<'a> {
-    admission: &'a Admission,
-    address: AddressHash,
-    held: bool,
-}
-
-impl<'a> Reservation<'a> {
-    fn take(admission: &'a Admission, address: AddressHash) -> Result<Self, Refusal> {
-        let cap = admission.settings.max_per_address;
-        admission.counts.lock().reserve(address, cap).map_err(|counts::OverCap| Refusal::AddressCap)?;
-        Ok(Self { admission, address, held: false })
-    }
-
-    /// It becomes a socket's.
-    fn hold(mut self, told: Told) {
-        self.held = true;
-        self.admission.counts.lock().hold(self.address, told);
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.held {
-            self.admission.counts.lock().unreserve(self.address);
-        }
-    }
-}
-
-/// The exclusive right to talk to the backplane about an address.
-struct Turn<'a> {
-    admission: &'a Admission,
-    address: AddressHash,
-    /// How many sockets the address had when the turn began.
-    held: u32,
-    told: Told,
-}
-
-impl<'a> Turn<'a> {
-    /// Waits until nobody else has it. Cancel safe.
-    async fn take(admission: &'a Admission, address: AddressHash) -> Self {
-        let rings = admission.turns.notified();
-        tokio::pin!(rings);
-        loop {
-            // Listening before looking: a turn that is given back in between is not missed.
-            rings.as_mut().enable();
-            if let Some(held) = admission.counts.lock().begin(address) {
-                return Self { admission, address, held, told: Told::Unsure };
-            }
-            rings.as_mut().await;
-            rings.set(admission.turns.notified());
-        }
-    }
-
-    /// Waits likewise, as long as turns are given back within the time that an answer may take: so many handshakes of
-    /// one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
-    async fn take_unless_silent(admission: &'a Admission, address: AddressHash) -> Option<Self> {
-        let rings = admission.turns.notified();
-        tokio::pin!(rings);
-        loop {
-            rings.as_mut().enable();
-            if admission.is_alone() {
-                return None;
-            }
-            if let Some(held) = admission.counts.lock().begin(address) {
-                return Some(Self { admission, address, held, told: Told::Unsure });
-            }
-            if tokio::time::timeout(admission.settings.backplane_wait, rings.as_mut()).await.is_err() {
-                admission.alone.store(true, Ordering::Relaxed);
-                return None;
-            }
-            rings.set(admission.turns.notified());
-        }
-    }
-
-    /// The new socket is counted.
-    fn grant(mut self, mut reservation: Reservation<'_>) {
-        // One step: were the turn given back first, a flush could tell the count without the new socket after it.
-        let mut counts = self.admission.counts.lock();
-        counts.hold(self.address, Told::Yes);
-        reservation.held = true;
-        self.told = Told::Yes;
-        drop(counts);
-    }
-
-    /// There is no room; the backplane counts `counted` of this node.
-    fn refuse(mut self, counted: u32) {
-        self.told = if counted == self.held { Told::Yes } else { Told::Unsure };
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.admission.counts.lock().end(self.address, self.told);
-        self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
-    }
-}
-
-/// The turns of some dirty addresses.
-struct Batch<'a> {
-    admission: &'a Admission,
-    counts: Vec<(AddressHash, u32)>,
-    told: Told,
-}
-
-impl Batch<'_> {
-    async fn tell(mut self) -> backplane::Result<()> {
-        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
-        self.told = Told::Yes;
-        self.admission.backplane_answered();
-        Ok(())
-    }
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.admission.counts.lock();
-        for (address, _) in &self.counts {
-            counts.end(*address, self.told);
-        }
-        drop(counts);
-        self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
     }
 }
 

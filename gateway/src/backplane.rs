@@ -432,8 +432,9 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// Marks visitors as seen now.
     async fn touch(&self, request: &Touch) -> Result<TouchReply>;
 
-    /// The secret that keys the address hashes: made once, never rotated.
-    async fn secret(&self) -> Result<[u8; 32]>;
+    /// The secret that keys the address hashes: made once, never rotated. `held` is what the node goes by already: it
+    /// is taken over where the backplane has lost its own, so that nodes which come later use the same.
+    async fn secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]>;
 
     /// Subscribes to the legacy channel; returns when the subscription holds. Dropping the receiver ends it. Bounded
     /// by [`LEGACY_QUEUE_MAX`].

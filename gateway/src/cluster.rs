@@ -6,10 +6,11 @@
 //! told anew, every address is admitted anew; what does not fit is closed (Inv. CAP). A data set of another name means
 //! that *all* was lost: visitors are marked again at once, and the relay checks its place in the stream.
 //!
-//! Three loops run in one task. They are apart because having ten thousand addresses admitted again takes longer than
+//! Several loops run in one task. They are apart because having ten thousand addresses admitted again takes longer than
 //! a lease lasts, and the beat must not wait for it:
 //! - the beat renews the lease, and says when the node has entered anew ([`membership`] decides);
 //! - recovery does what must then be done, until all of it has succeeded;
+//! - sockets that were let in while nobody could be asked are admitted when there is an answer again;
 //! - the flush tells the counts of addresses that have changed, and rests while recovery runs.
 //!
 //! At the end the node leaves, when its last socket is gone: until then its sockets are still counted.
@@ -126,6 +127,7 @@ impl Cluster {
             () = lifecycle.reached(Phase::Stopped) => {}
             () = self.beat() => {}
             () = self.recover() => {}
+            () = self.readmit_unadmitted() => {}
             () = self.flush() => {}
             () = self.rewrite() => {}
         }
@@ -217,10 +219,46 @@ impl Cluster {
         }
     }
 
-    /// Has every address admitted again, and closes the sockets for which there is no room any more.
-    // Inv. CAP
+    /// Asks about the sockets that were let in without asking, as soon as there is an answer.
+    async fn readmit_unadmitted(&self) {
+        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
+        loop {
+            self.parts.admission.unadmitted().await;
+            self.recovered_from_entering().await;
+            if let Ok(surplus) = self.parts.admission.readmit_unadmitted().await {
+                self.close_surplus(surplus);
+                backoff.reset();
+            }
+            // After an answer too: a node that is no member has to enter before it asks again.
+            let delay = backoff.next_delay(&mut rand::rng());
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Waits until the node has entered and done what has to be done then.
+    async fn recovered_from_entering(&self) {
+        let (mut entered, mut recovered) = (self.entered.subscribe(), self.recovered.subscribe());
+        // The senders live as long as `self`, so waiting cannot fail.
+        let time = entered.wait_for(|time| *time > 0).await.map_or(0, |time| *time);
+        let _ = recovered.wait_for(|done| *done >= time).await;
+    }
+
+    /// Has every address admitted again, under names that the other nodes know, too.
     async fn readmit(&self) -> Result<()> {
+        let held = self.parts.admission.secret();
+        let secret = self.parts.backplane.secret(held).await?;
+        if held.is_some_and(|held| held != secret) {
+            tracing::warn!("the backplane names addresses differently than before: sockets held now count apart");
+        }
+        self.parts.admission.set_secret(secret);
         let surplus = self.parts.admission.readmit_all().await?;
+        self.close_surplus(surplus);
+        Ok(())
+    }
+
+    /// Closes the sockets for which there is no room any more.
+    // Inv. CAP
+    fn close_surplus(&self, surplus: Vec<(AddressHash, u32)>) {
         let sockets = self.newest_of(&surplus.into_iter().collect());
         if !sockets.is_empty() {
             tracing::warn!(sockets = sockets.len(), "closing sockets that are over their address's cap");
@@ -228,7 +266,6 @@ impl Cluster {
         for id in sockets {
             self.parts.hub.close(id, CloseReason::Overloaded);
         }
-        Ok(())
     }
 
     /// The newest sockets of these addresses, as many of each as is said: who came last has the least to lose.
@@ -255,12 +292,10 @@ impl Cluster {
     /// Tells the counts of addresses that have changed.
     async fn flush(&self) {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
-        let (mut entered, mut recovered) = (self.entered.subscribe(), self.recovered.subscribe());
         loop {
             self.parts.admission.dirty().await;
             // Counts are told by members alone, and not before what they hold was admitted.
-            let time = entered.wait_for(|time| *time > 0).await.map_or(0, |time| *time);
-            let _ = recovered.wait_for(|done| *done >= time).await;
+            self.recovered_from_entering().await;
             tokio::time::sleep(FLUSH_AFTER).await;
             match self.parts.admission.flush_dirty().await {
                 Ok(()) => {

@@ -8,147 +8,26 @@
 //! Precedence: a flag wins over its variable, which wins over the default. A secret may stand in a file instead
 //! (`…_FILE`), but not in both. Defaults are the seed protocol's, or carry their reason in the help text.
 
+mod args;
 mod effective;
+mod environment;
 mod value;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
 use ipnet::IpNet;
 use shared::keys::Keys;
 
+pub use self::args::Args;
+pub use self::environment::Environment;
+use self::environment::{otlp, secret, test_panic, unknown_variables};
+
 /// Descriptors that are not client sockets: listeners, Redis, the runtime, connections that have not upgraded yet.
 pub const RESERVED_DESCRIPTORS: u64 = 512;
-
-const AFTER_HELP: &str = "\
-Examples:
-  gateway                                   one node, embedded backplane, on http://localhost:5000
-  REDIS_URL=redis://10.0.0.5:6379 gateway   one of any number of nodes on that Redis
-  gateway --check-config                    print what would run, or every error
-
-Durations are written like 250ms, 5s, 5m; sizes like 64KiB, 64MiB. Unknown GATEWAY_* variables are errors.
-Every secret has a twin that names a file: REDIS_URL_FILE, GATEWAY_INGEST_TOKEN_FILE.
-OpenTelemetry: set OTEL_EXPORTER_OTLP_ENDPOINT; the standard OTEL_* variables are honoured.
-Exit codes: 0 drained or done, 2 bad configuration, 69 could not listen, 70 a part that the node lives by failed.";
-
-/// What was written, word for word.
-#[derive(Debug, Clone, Parser)]
-#[command(
-    name = "gateway",
-    version,
-    about = "Pulsegate: live visitor numbers and events over WebSockets, on any number of nodes that share one Redis",
-    after_help = AFTER_HELP,
-    disable_help_subcommand = true
-)]
-pub struct Args {
-    /// Address that clients connect to: /ws/analytics, /api/v1/events, /api/v1/stats and the live page
-    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:5000", help_heading = "Listeners")]
-    listen: String,
-    /// Address of /metrics, /livez, /readyz and /healthz; keep it off the internet
-    #[arg(long, env = "GATEWAY_INTERNAL_LISTEN", default_value = "127.0.0.1:9464", help_heading = "Listeners")]
-    internal_listen: String,
-    /// Read a PROXY protocol v1 or v2 header from trusted proxies; X-Forwarded-For is then ignored [off, on]
-    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", default_value = "off", help_heading = "Listeners")]
-    proxy_protocol: String,
-    /// Proxies (addresses or CIDRs, comma list) whose word about the client's address is believed
-    #[arg(long, env = "GATEWAY_TRUSTED_PROXIES", default_value = "", help_heading = "Listeners")]
-    trusted_proxies: String,
-    /// Origins that browsers may connect from (comma list, `*` for all), beside the gateway's own
-    #[arg(long, env = "GATEWAY_ALLOWED_ORIGINS", default_value = "http://localhost:3000", help_heading = "Listeners")]
-    allowed_origins: String,
-
-    /// Redis: redis://, rediss://, redis-sentinel://, redis-cluster://, redis+unix://. Absent: embedded, one node
-    #[arg(long, env = "REDIS_URL", hide_env_values = true, help_heading = "Backplane")]
-    redis_url: Option<String>,
-    /// File that holds the Redis URL
-    #[arg(long, env = "REDIS_URL_FILE", help_heading = "Backplane")]
-    redis_url_file: Option<PathBuf>,
-    /// PEM file of the authority that signed Redis's certificate, for rediss://
-    #[arg(long, env = "REDIS_CA_FILE", help_heading = "Backplane")]
-    redis_ca_file: Option<PathBuf>,
-    /// Prefix of every Redis name; gateways that share it form one cluster
-    #[arg(long, env = "GATEWAY_KEY_PREFIX", default_value = "analytics", help_heading = "Backplane")]
-    key_prefix: String,
-
-    /// Bearer tokens (comma list, for rotation) of POST /api/v1/events. Absent: the path does not exist
-    #[arg(long, env = "GATEWAY_INGEST_TOKEN", hide_env_values = true, help_heading = "Ingest")]
-    ingest_token: Option<String>,
-    /// File that holds the tokens
-    #[arg(long, env = "GATEWAY_INGEST_TOKEN_FILE", help_heading = "Ingest")]
-    ingest_token_file: Option<PathBuf>,
-
-    /// Sockets of one client address, over all nodes; IPv6 counts per /64; 0 is no limit
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_IP", default_value = "10", help_heading = "Limits")]
-    max_connections_per_ip: String,
-    /// Handshakes per second of one client address, burst four times that; 0 is no limit
-    #[arg(long, env = "GATEWAY_HANDSHAKES_PER_SECOND_PER_IP", default_value = "5", help_heading = "Limits")]
-    handshakes_per_second_per_ip: String,
-    /// Sockets of this node [default: the descriptor limit less 512]
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", help_heading = "Limits")]
-    max_connections: Option<String>,
-    /// Messages per second that a client may send; answers to pings always pass
-    #[arg(long, env = "GATEWAY_CLIENT_MESSAGES_PER_SECOND", default_value = "1", help_heading = "Limits")]
-    client_messages_per_second: String,
-    /// Messages that a client may send at once
-    #[arg(long, env = "GATEWAY_CLIENT_MESSAGE_BURST", default_value = "5", help_heading = "Limits")]
-    client_message_burst: String,
-    /// Bytes that may wait for one slow reader before its events are dropped for the newest state
-    #[arg(long, env = "GATEWAY_OUTBOX_BYTES", default_value = "64KiB", help_heading = "Limits")]
-    outbox_bytes: String,
-    /// Bytes that may wait for all slow readers together before the slowest is closed
-    #[arg(long, env = "GATEWAY_OUTBOX_TOTAL_BYTES", default_value = "64MiB", help_heading = "Limits")]
-    outbox_total_bytes: String,
-
-    /// Time between two counts of the active visitors
-    #[arg(long, env = "GATEWAY_TICK_INTERVAL", default_value = "5s", help_heading = "Times")]
-    tick_interval: String,
-    /// Time between two pings of a socket
-    #[arg(long, env = "GATEWAY_PING_INTERVAL", default_value = "30s", help_heading = "Times")]
-    ping_interval: String,
-    /// Time in which a ping must be answered
-    #[arg(long, env = "GATEWAY_PONG_TIMEOUT", default_value = "10s", help_heading = "Times")]
-    pong_timeout: String,
-    /// Time for which a visitor counts after it was last seen
-    #[arg(long, env = "GATEWAY_VISITOR_WINDOW", default_value = "5m", help_heading = "Times")]
-    visitor_window: String,
-    /// Least time between two broadcasts, to gather events of a flood into fewer writes; 0: gather only what queues up by itself
-    #[arg(long, env = "GATEWAY_FLUSH_INTERVAL", default_value = "0", help_heading = "Times")]
-    flush_interval: String,
-    /// Age at which a socket is asked to reconnect (±10 %), so that a grown fleet gets its share; `off` for never
-    #[arg(long, env = "GATEWAY_CONNECTION_MAX_AGE", default_value = "off", help_heading = "Times")]
-    connection_max_age: String,
-
-    /// After SIGTERM: time in which upgrades are still taken while load balancers learn of it
-    #[arg(long, env = "GATEWAY_DRAIN_DELAY", default_value = "5s", help_heading = "Shutdown")]
-    drain_delay: String,
-    /// Then: time over which the sockets' closes are spread
-    #[arg(long, env = "GATEWAY_DRAIN_WINDOW", default_value = "25s", help_heading = "Shutdown")]
-    drain_window: String,
-    /// Then: time that is left for the last of them
-    #[arg(long, env = "GATEWAY_DRAIN_GRACE", default_value = "10s", help_heading = "Shutdown")]
-    drain_grace: String,
-    /// Reconnects per second that the rest of the fleet can take; a drain that must exceed it warns
-    #[arg(long, env = "GATEWAY_RECONNECT_BUDGET", default_value = "500", help_heading = "Shutdown")]
-    reconnect_budget: String,
-
-    /// Log filter: off, error, warn, info, debug, trace, or per target (`info,gateway::relay=debug`)
-    #[arg(long, env = "GATEWAY_LOG", default_value = "info", help_heading = "Logs")]
-    log: String,
-    /// Log format [text, json]
-    #[arg(long, env = "GATEWAY_LOG_FORMAT", default_value = "text", help_heading = "Logs")]
-    log_format: String,
-
-    /// Print the configuration that would run, secrets hidden, or every error (exit 2), and end
-    #[arg(long)]
-    pub check_config: bool,
-    /// Ask a running gateway whether it is ready (exit 0) and end; for containers. ADDRESS is its internal listener
-    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "")]
-    pub healthcheck: Option<String>,
-}
 
 /// Something secret: printed as dots.
 #[derive(Clone, PartialEq, Eq)]
@@ -266,30 +145,6 @@ pub struct ConfigError {
     pub problem: String,
 }
 
-/// What the process was given beside its arguments.
-#[derive(Debug, Clone, Default)]
-pub struct Environment {
-    /// All variables.
-    pub variables: Vec<(String, String)>,
-    /// The hard limit of descriptors.
-    pub descriptors_max: u64,
-}
-
-impl Environment {
-    /// The process's own. Variables that are not UTF-8 are left out; clap refuses those that it reads.
-    #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    pub fn of_process() -> Self {
-        let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        let descriptors_max = rlimit::Resource::NOFILE.get().map_or(1024, |(_soft, hard)| hard);
-        Self { variables: variables.collect(), descriptors_max }
-    }
-
-    fn variable(&self, name: &str) -> Option<&str> {
-        self.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|v| !v.is_empty())
-    }
-}
-
 /// Gathers what is wrong while the rest is read on.
 #[derive(Default)]
 struct Problems(Vec<ConfigError>);
@@ -299,12 +154,16 @@ impl Problems {
         self.0.push(ConfigError { option: option.to_owned(), problem: problem.into() });
     }
 
-    /// The value, or its default with the problem noted.
-    fn take<T: Default>(&mut self, option: &str, result: Result<T, String>) -> T {
+    /// The value, or `stand_in` with the problem noted.
+    fn take_or<T>(&mut self, option: &str, result: Result<T, String>, stand_in: T) -> T {
         result.unwrap_or_else(|problem| {
             self.add(option, problem);
-            T::default()
+            stand_in
         })
+    }
+
+    fn take<T: Default>(&mut self, option: &str, result: Result<T, String>) -> T {
+        self.take_or(option, result, T::default())
     }
 }
 
@@ -322,27 +181,19 @@ impl Config {
         let tokens = secret(p, "GATEWAY_INGEST_TOKEN", args.ingest_token.as_deref(), args.ingest_token_file.as_deref());
         let any_port = SocketAddr::from(([0, 0, 0, 0], 0));
         let config = Self {
-            listen: value::address(&args.listen).unwrap_or_else(|e| {
-                p.add("GATEWAY_LISTEN", e);
-                any_port
-            }),
-            internal_listen: value::address(&args.internal_listen).unwrap_or_else(|e| {
-                p.add("GATEWAY_INTERNAL_LISTEN", e);
-                any_port
-            }),
-            proxy_protocol: value::one_of(
-                &args.proxy_protocol,
-                &[("off", ProxyProtocol::Off), ("on", ProxyProtocol::On)],
-            )
-            .unwrap_or_else(|e| {
-                p.add("GATEWAY_PROXY_PROTOCOL", e);
-                ProxyProtocol::Off
-            }),
+            listen: p.take_or("GATEWAY_LISTEN", value::address(&args.listen), any_port),
+            internal_listen: p.take_or("GATEWAY_INTERNAL_LISTEN", value::address(&args.internal_listen), any_port),
+            proxy_protocol: p.take_or(
+                "GATEWAY_PROXY_PROTOCOL",
+                value::one_of(&args.proxy_protocol, &[("off", ProxyProtocol::Off), ("on", ProxyProtocol::On)]),
+                ProxyProtocol::Off,
+            ),
             trusted_proxies: p.take("GATEWAY_TRUSTED_PROXIES", value::networks(&args.trusted_proxies)),
-            allowed_origins: value::origins(&args.allowed_origins).unwrap_or_else(|e| {
-                p.add("GATEWAY_ALLOWED_ORIGINS", e);
-                AllowedOrigins::Any
-            }),
+            allowed_origins: p.take_or(
+                "GATEWAY_ALLOWED_ORIGINS",
+                value::origins(&args.allowed_origins),
+                AllowedOrigins::Any,
+            ),
             redis_url: secret_redis.map(Secret),
             redis_ca_file: args.redis_ca_file.clone(),
             keys: keys(p, &args.key_prefix),
@@ -376,11 +227,11 @@ impl Config {
                 value::number(args.reconnect_budget.trim_end_matches("/s"), 1..=1_000_000),
             ),
             log: log_filter(p, &args.log),
-            log_format: value::one_of(&args.log_format, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
-                .unwrap_or_else(|e| {
-                    p.add("GATEWAY_LOG_FORMAT", e);
-                    LogFormat::Text
-                }),
+            log_format: p.take_or(
+                "GATEWAY_LOG_FORMAT",
+                value::one_of(&args.log_format, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+                LogFormat::Text,
+            ),
             otlp: otlp(environment),
             test_panic: test_panic(p, environment),
         };
@@ -444,73 +295,6 @@ fn log_filter(problems: &mut Problems, text: &str) -> String {
         problems.add("GATEWAY_LOG", "not a log filter; try info, or info,gateway::relay=debug");
     }
     text.to_owned()
-}
-
-/// The secret from its variable or its file.
-fn secret(problems: &mut Problems, option: &str, given: Option<&str>, file: Option<&Path>) -> Option<String> {
-    match (given, file) {
-        (Some(_), Some(_)) => {
-            problems.add(option, format!("given twice: also as {option}_FILE"));
-            None
-        }
-        (Some(text), None) => Some(text.trim().to_owned()),
-        (None, Some(path)) => match std::fs::read_to_string(path) {
-            Ok(text) => Some(text.trim().to_owned()),
-            Err(error) => {
-                problems.add(&format!("{option}_FILE"), format!("cannot be read: {}", error.kind()));
-                None
-            }
-        },
-        (None, None) => None,
-    }
-}
-
-/// `GATEWAY_*` variables that mean nothing are typos, but for those that Kubernetes injects for a service that is
-/// called `gateway`.
-fn unknown_variables(environment: &Environment, problems: &mut Problems) {
-    let known: BTreeSet<String> = Args::command()
-        .get_arguments()
-        .filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()))
-        .chain(["GATEWAY_TEST_PANIC".to_owned()])
-        .collect();
-    for (name, _) in &environment.variables {
-        let ours = name.starts_with("GATEWAY_");
-        let injected = name.starts_with("GATEWAY_SERVICE_") || name.starts_with("GATEWAY_PORT");
-        if !ours || injected || known.contains(name) {
-            continue;
-        }
-        let near = known.iter().map(|k| (strsim::jaro_winkler(k, name), k)).max_by(|a, b| a.0.total_cmp(&b.0));
-        match near {
-            Some((score, near)) if score > 0.9 => problems.add(name, format!("unknown; did you mean {near}?")),
-            _ => problems.add(name, "unknown"),
-        }
-    }
-}
-
-fn otlp(environment: &Environment) -> Otlp {
-    let off = environment.variable("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true"));
-    let wanted = |signal: &str| {
-        let endpoint = environment.variable("OTEL_EXPORTER_OTLP_ENDPOINT").is_some()
-            || environment.variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")).is_some();
-        let exporter = environment.variable(&format!("OTEL_{signal}_EXPORTER")).unwrap_or("otlp");
-        endpoint && !off && exporter.split(',').any(|name| name.trim() == "otlp")
-    };
-    Otlp { traces: wanted("TRACES"), metrics: wanted("METRICS") }
-}
-
-fn test_panic(problems: &mut Problems, environment: &Environment) -> Option<TestPanic> {
-    let text = environment.variable("GATEWAY_TEST_PANIC")?;
-    if !cfg!(debug_assertions) {
-        problems.add("GATEWAY_TEST_PANIC", "unknown");
-        return None;
-    }
-    match value::one_of(text, &[("relay", TestPanic::Relay), ("connection", TestPanic::Connection)]) {
-        Ok(planted) => Some(planted),
-        Err(problem) => {
-            problems.add("GATEWAY_TEST_PANIC", problem);
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ async fn send_off(ids: &[ConnId], hub: &Hub, admission: &Admission) {
     ids.iter().for_each(|id| hub.close_draining(*id, retry_after_ms()));
 }
 
-fn retry_after_ms() -> u64 {
+/// When a client that is sent away shall come back: full jitter.
+pub(crate) fn retry_after_ms() -> u64 {
     let max_ms = u64::try_from(RETRY_AFTER_MAX.as_millis()).unwrap_or(u64::MAX);
     rand::rng().random_range(0..=max_ms)
 }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
-use shared::event::VisitorId;
+use shared::field::VisitorId;
 
 use crate::backplane::{AddressHash, Salt, VisitorHash};
 

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backoff::Backoff;
-use shared::event::VisitorId;
+use shared::field::VisitorId;
 use shared::message::{Freshness, MessageKind, PublicMessage, Snapshot, encode_gap, encode_update};
 use tokio::sync::watch;
 

@@ -187,8 +187,8 @@ impl Backplane for Unreliable {
     async fn touch(&self, request: &Touch) -> Result<TouchReply> {
         self.through(Call::Touch, self.inner().touch(request)).await
     }
-    async fn secret(&self) -> Result<[u8; 32]> {
-        self.through(Call::Secret, self.inner().secret()).await
+    async fn secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]> {
+        self.through(Call::Secret, self.inner().secret(held)).await
     }
     async fn legacy(&self) -> Result<mpsc::Receiver<Bytes>> {
         self.through(Call::Legacy, self.inner().legacy()).await

@@ -2,138 +2,22 @@
 //!
 //! An event may carry anything: query strings with names in them, visitor ids, e-mail addresses. Anonymous viewers
 //! watch the other end. So nothing is passed through: each field that may be public has a type which refuses what
-//! does not fit, and what has no type here is gone before it reaches a viewer or Redis (Inv. ANON).
+//! does not fit ([`crate::field`]), and what has none is gone before it reaches a viewer or Redis (Inv. ANON).
 //!
 //! One event becomes one public message: `cv_theme_change` a `theme_stats`, `letter_generate` a
 //! `letter_generated`, every other type a `new_event`. Counts, shares and times are Redis's, not the producer's.
 
-use std::fmt;
-
-use serde::Serialize;
 use simd_json::BorrowedValue;
 
+use crate::field::{EventError, Name, PagePath, VisitorId};
 use crate::message::{MessageKind, PublicMessage};
 
 /// The most events that one request may bring.
 pub const EVENTS_MAX: usize = 500;
-/// The longest page path, in bytes.
-pub const PAGE_PATH_BYTES_MAX: usize = 512;
-/// The longest visitor id that a producer or a socket may name, in bytes.
-pub const VISITOR_BYTES_MAX: usize = 64;
 /// The most themes that are counted by name; views of further ones are counted as [`OTHER_THEME`].
 pub const THEMES_MAX: usize = 200;
 /// The name under which themes beyond [`THEMES_MAX`] are counted.
 pub const OTHER_THEME: &str = "other";
-
-/// Which field of an event does not fit, and why. Both parts are fixed texts: nothing that came from outside is
-/// repeated, so an error may be logged and answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct EventError {
-    /// The field's name.
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
-impl EventError {
-    /// An error about `field`.
-    #[must_use]
-    pub const fn new(field: &'static str, reason: &'static str) -> Self {
-        Self { field, reason }
-    }
-}
-
-/// A short name of a closed alphabet: `[a-z0-9_.-]{1,64}`. Types of events, themes and letters are such names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-pub struct Name(Box<str>);
-
-impl Name {
-    /// # Errors
-    /// [`EventError`] naming `field` when the text is absent or not a name.
-    pub fn parse(field: &'static str, text: Option<&str>) -> Result<Self, EventError> {
-        let text = text.ok_or(EventError::new(field, "missing"))?;
-        let plain =
-            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'));
-        if plain && (1..=64).contains(&text.len()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(EventError::new(field, "not 1 to 64 of a-z 0-9 _ . -"))
-        }
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// The path of a page, without query, fragment or origin; at most [`PAGE_PATH_BYTES_MAX`] bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PagePath(Box<str>);
-
-impl PagePath {
-    /// Takes a path (`/cv?x=1`) or a whole URL (`https://example.org/cv#top`) and keeps the path.
-    ///
-    /// # Errors
-    /// [`EventError`] naming `field` when there is no such path, or it is too long, or holds control characters.
-    // Inv. ANON: the query is where names and tokens hide; it ends here.
-    pub fn parse(field: &'static str, text: Option<&str>) -> Result<Self, EventError> {
-        let text = text.ok_or(EventError::new(field, "missing"))?;
-        let no_query = text.split(['?', '#']).next().unwrap_or_default();
-        let path = match no_query.strip_prefix("https://").or_else(|| no_query.strip_prefix("http://")) {
-            Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-            None => no_query,
-        };
-        if !path.starts_with('/') {
-            return Err(EventError::new(field, "neither a path nor an http URL"));
-        }
-        if path.len() > PAGE_PATH_BYTES_MAX {
-            return Err(EventError::new(field, "longer than 512 bytes"));
-        }
-        if path.chars().any(char::is_control) {
-            return Err(EventError::new(field, "holds control characters"));
-        }
-        Ok(Self(path.into()))
-    }
-
-    /// The path.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A producer's or socket's own name for a visitor: opaque, 1 to [`VISITOR_BYTES_MAX`] bytes. It is hashed before it
-/// leaves the node, and its `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct VisitorId(Box<str>);
-
-impl VisitorId {
-    /// # Errors
-    /// [`EventError`] naming `field` when the text is empty or too long.
-    pub fn parse(field: &'static str, text: &str) -> Result<Self, EventError> {
-        if (1..=VISITOR_BYTES_MAX).contains(&text.len()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(EventError::new(field, "not 1 to 64 bytes"))
-        }
-    }
-
-    /// The id, to be hashed.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-// Inv. PRIVATE: a visitor id cannot be printed by accident.
-impl fmt::Debug for VisitorId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("VisitorId(…)")
-    }
-}
 
 /// What happened, reduced to what may be public. Times and counts are added by the backplane.
 #[derive(Debug, Clone, PartialEq, Eq)]

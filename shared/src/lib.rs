@@ -5,6 +5,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | [`field`] | the fields that may be public, as types that refuse what does not fit |
 //! | [`message`] | what a client reads and writes, byte for byte |
 //! | [`event`] | what producers send, and the allow-list that turns it into public messages |
 //! | [`close`] | the one table of close codes |
@@ -16,6 +17,7 @@
 pub mod backoff;
 pub mod close;
 pub mod event;
+pub mod field;
 pub mod ids;
 pub mod keys;
 pub mod message;

@@ -14,7 +14,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{EventError, Name, PagePath};
+use crate::field::{EventError, Name, PagePath};
 use crate::ids::EventId;
 use crate::time::Timestamp;
 

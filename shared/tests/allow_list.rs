@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use shared::event::{Event, EventError, IncomingEvent, LegacyMessage, PAGE_PATH_BYTES_MAX, parse_batch, parse_legacy};
+use shared::event::{Event, IncomingEvent, LegacyMessage, parse_batch, parse_legacy};
+use shared::field::{EventError, PAGE_PATH_BYTES_MAX};
 use shared::message::PublicMessage;
 
 /// Stands for everything that nobody may see.

@@ -5,7 +5,7 @@
 //! is a change of the contract.
 
 use shared::close;
-use shared::event::{Name, PagePath};
+use shared::field::{Name, PagePath};
 use shared::ids::{EntryDigest, EventId, StreamId};
 use shared::message::{
     Freshness, LetterGenerated, MessageKinds, NewEvent, Percentage, PublicMessage, Snapshot, ThemeStats, encode_gap,

@@ -38,6 +38,8 @@ pub(super) struct Counts {
     addresses: HashMap<AddressHash, Sockets>,
     dirty: HashSet<AddressHash>,
     busy: HashSet<AddressHash>,
+    /// Have sockets that the cluster did not let in. Only addresses with sockets, so bounded by them.
+    unadmitted: HashSet<AddressHash>,
 }
 
 /// The address has as many sockets and handshakes here as it may have anywhere.
@@ -80,6 +82,24 @@ impl Counts {
         }
     }
 
+    /// The handshake became a socket by this node's own decision: the cluster has to be asked afterwards.
+    pub(super) fn hold_alone(&mut self, address: AddressHash) {
+        self.hold(address, Told::Unsure);
+        self.unadmitted.insert(address);
+    }
+
+    /// What the cluster was asked about the address's sockets has led to nothing: ask again.
+    pub(super) fn owe_admission(&mut self, address: AddressHash) {
+        if self.held(address) > 0 {
+            self.unadmitted.insert(address);
+        }
+    }
+
+    /// The addresses about whose sockets the cluster has still to decide.
+    pub(super) fn unadmitted(&self) -> Vec<AddressHash> {
+        self.unadmitted.iter().copied().collect()
+    }
+
     /// A socket ended.
     pub(super) fn release(&mut self, address: AddressHash) {
         self.change(address, |sockets| sockets.held = sockets.held.saturating_sub(1));
@@ -91,6 +111,14 @@ impl Counts {
         self.busy.insert(address).then(|| self.held(address))
     }
 
+    /// As [`Self::begin`], to ask about all sockets that the address has now. Who is let in alone from here on is
+    /// asked about another time.
+    pub(super) fn begin_admission(&mut self, address: AddressHash) -> Option<u32> {
+        let held = self.begin(address)?;
+        self.unadmitted.remove(&address);
+        Some(held)
+    }
+
     /// Gives the turn back.
     pub(super) fn end(&mut self, address: AddressHash, told: Told) {
         self.busy.remove(&address);
@@ -100,8 +128,9 @@ impl Counts {
     }
 
     /// Takes the turns of up to `max` dirty addresses, with their counts; their marks are gone.
+    // Inv. CAP: a count that the cluster has not admitted is not stated as a fact.
     pub(super) fn begin_batch(&mut self, max: usize) -> Vec<(AddressHash, u32)> {
-        let free = self.dirty.iter().filter(|address| !self.busy.contains(*address));
+        let free = self.dirty.iter().filter(|address| self.may_be_told(address));
         let batch: Vec<_> = free.take(max).map(|address| (*address, self.held(*address))).collect();
         for (address, _) in &batch {
             self.dirty.remove(address);
@@ -112,7 +141,11 @@ impl Counts {
 
     /// Whether [`Self::begin_batch`] would find anything.
     pub(super) fn has_work(&self) -> bool {
-        self.dirty.iter().any(|address| !self.busy.contains(address))
+        self.dirty.iter().any(|address| self.may_be_told(address))
+    }
+
+    fn may_be_told(&self, address: &AddressHash) -> bool {
+        !self.busy.contains(address) && !self.unadmitted.contains(address)
     }
 
     /// Whether everything has been told, and answered.
@@ -145,6 +178,9 @@ impl Counts {
     fn change(&mut self, address: AddressHash, change: impl FnOnce(&mut Sockets)) {
         if let Entry::Occupied(mut entry) = self.addresses.entry(address) {
             change(entry.get_mut());
+            if entry.get().held == 0 {
+                self.unadmitted.remove(&address);
+            }
             if *entry.get() == Sockets::default() {
                 entry.remove();
             }
@@ -286,6 +322,29 @@ mod tests {
         assert_eq!(counts.begin_batch(9), [(address(1), 0)]);
         counts.end(address(1), Told::Yes);
         assert!(counts.addresses.is_empty() && counts.dirty.is_empty() && counts.busy.is_empty());
+    }
+
+    // Inv. CAP
+    #[test]
+    fn what_was_let_in_alone_is_asked_about_before_it_is_told() {
+        let mut counts = Counts::default();
+        counts.hold(address(1), Told::Yes);
+        counts.hold_alone(address(1));
+        assert!(!counts.has_work() && counts.begin_batch(9).is_empty());
+        assert_eq!(counts.unadmitted(), [address(1)]);
+        assert_eq!(counts.begin_admission(address(1)), Some(2));
+        // One more while the question is open is another question.
+        counts.hold_alone(address(1));
+        counts.end(address(1), Told::Yes);
+        assert_eq!(counts.unadmitted(), [address(1)]);
+        // An answer that was lost, too; but not about sockets that are gone.
+        assert_eq!(counts.begin_admission(address(1)), Some(3));
+        counts.owe_admission(address(1));
+        counts.end(address(1), Told::Unsure);
+        assert_eq!(counts.unadmitted(), [address(1)]);
+        (0..3).for_each(|_| counts.release(address(1)));
+        assert!(counts.unadmitted().is_empty());
+        assert_eq!(counts.begin_batch(9), [(address(1), 0)]);
     }
 
     // Inv. BOUND

@@ -170,7 +170,7 @@ impl Backplane for Fake {
     async fn touch(&self, _request: &Touch) -> Result<TouchReply> {
         Err(BackplaneError::Unreachable)
     }
-    async fn secret(&self) -> Result<[u8; 32]> {
+    async fn secret(&self, _held: Option<[u8; 32]>) -> Result<[u8; 32]> {
         Err(BackplaneError::Unreachable)
     }
     async fn legacy(&self) -> Result<mpsc::Receiver<Bytes>> {

@@ -115,21 +115,26 @@ async fn a_silent_backplane_is_waited_for_once() {
     assert_eq!(began.elapsed(), Duration::from_millis(250), "the others did not wait");
     assert_eq!(admission.metrics.admissions_alone.value(), 3);
 
+    // What was decided alone is asked about, not told.
     *fake.mood.lock() = Mood::Well;
-    becomes_dirty(&admission).await;
     admission.flush_dirty().await.expect("answers");
+    assert!(admission.is_alone());
+    assert_ne!(told(&fake, 1), Some(CAP));
+    within(admission.unadmitted()).await;
+    assert_eq!(admission.readmit_unadmitted().await.expect("answers"), []);
     assert!(!admission.is_alone());
     assert_eq!(told(&fake, 1), Some(CAP));
     assert!(admission.admit(ip(2)).await.is_ok());
-    assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
+    assert_eq!(fake.asked.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_backplane_is_not_waited_for_and_a_failed_batch_stays_dirty() {
     let fake = Arc::new(Fake::default());
     let admission = admission(&fake, 100, CAP);
+    let permit = admission.admit(ip(1)).await.expect("room");
+    admission.mark_all_dirty();
     *fake.mood.lock() = Mood::Broken;
-    let permit = admission.admit(ip(1)).await.expect("decided alone");
     assert_eq!(admission.flush_dirty().await, Err(backplane::BackplaneError::Unreachable));
     becomes_dirty(&admission).await;
     drop(permit);
@@ -233,7 +238,9 @@ async fn readmission_reports_a_backplane_that_does_not_answer() {
     let _permit = admission.admit(ip(1)).await.expect("room");
     *fake.mood.lock() = Mood::Broken;
     assert!(admission.readmit_all().await.is_err());
-    assert!(admission.counts.lock().has_work());
+    within(admission.unadmitted()).await;
+    assert!(admission.readmit_unadmitted().await.is_err());
+    within(admission.unadmitted()).await;
 }
 
 // Inv. PRIVATE

@@ -44,7 +44,7 @@ impl Start {
 
     async fn all(&mut self) {
         let backplane = &self.backplane;
-        self.admission.set_secret(insist("secret", || backplane.secret()).await);
+        self.admission.set_secret(insist("secret", || backplane.secret(None)).await);
         insist("salts", || self.presence.start()).await;
         // The senders live in essential loops: while we wait, they do.
         let _ = self.members.wait_for(|report| report.is_member).await;

@@ -28,7 +28,7 @@ mod visitors;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,7 +66,7 @@ pub type WallTime = Box<dyn Fn() -> Millis + Send + Sync>;
 pub struct MemoryBackplane {
     wall: WallTime,
     generation: String,
-    secret: [u8; 32],
+    secret: OnceLock<[u8; 32]>,
     state: Mutex<State>,
     /// Wakes readers after an append. Notified after the lock is released.
     appended: Notify,
@@ -110,7 +110,7 @@ impl MemoryBackplane {
         Arc::new(Self {
             wall,
             generation: generation.iter().map(|byte| format!("{byte:02x}")).collect(),
-            secret: rand::random(),
+            secret: OnceLock::new(),
             state: Mutex::default(),
             appended: Notify::new(),
         })
@@ -317,8 +317,8 @@ impl Backplane for MemoryBackplane {
         Ok(self.with(|state, now| state.touch(request, now)))
     }
 
-    async fn secret(&self) -> Result<[u8; 32]> {
-        Ok(self.secret)
+    async fn secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]> {
+        Ok(*self.secret.get_or_init(|| held.unwrap_or_else(rand::random)))
     }
 
     async fn legacy(&self) -> Result<mpsc::Receiver<Bytes>> {

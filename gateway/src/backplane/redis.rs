@@ -228,8 +228,8 @@ impl Backplane for RedisBackplane {
         self.counted(self.touch_visitors(request).await)
     }
 
-    async fn secret(&self) -> Result<[u8; 32]> {
-        self.counted(self.address_secret().await)
+    async fn secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]> {
+        self.counted(self.address_secret(held).await)
     }
 
     async fn legacy(&self) -> Result<mpsc::Receiver<Bytes>> {

@@ -1,5 +1,7 @@
 use std::io::Write;
 
+use clap::Parser;
+
 use super::*;
 
 fn resolve(words: &[&str], variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
@@ -149,10 +151,10 @@ fn effective_configuration_is_stable_and_hides_secrets() {
          GATEWAY_PROXY_PROTOCOL=off\n\
          GATEWAY_TRUSTED_PROXIES=10.0.0.0/8,::1/128\n\
          GATEWAY_ALLOWED_ORIGINS=http://localhost:3000\n\
-         REDIS_URL=(hidden)\n\
+         # REDIS_URL: hidden\n\
          REDIS_CA_FILE=\n\
          GATEWAY_KEY_PREFIX=analytics\n\
-         GATEWAY_INGEST_TOKEN=# absent: ingest is off\n\
+         # GATEWAY_INGEST_TOKEN: absent: ingest is off\n\
          GATEWAY_MAX_CONNECTIONS_PER_IP=10\n\
          GATEWAY_HANDSHAKES_PER_SECOND_PER_IP=5\n\
          GATEWAY_MAX_CONNECTIONS=19488\n\
@@ -173,4 +175,23 @@ fn effective_configuration_is_stable_and_hides_secrets() {
          GATEWAY_LOG=info\n\
          GATEWAY_LOG_FORMAT=text\n"
     );
+}
+
+// Regression: absent options were shown as values (`REDIS_URL=# absent…`), so that what was printed could not run.
+#[test]
+fn effective_configuration_is_an_environment_file_that_gives_the_same() {
+    let words =
+        ["--connection-max-age", "90m", "--flush-interval", "50ms", "--allowed-origins", "*", "--listen", "[::]:0"];
+    let text = resolve(&words, &[]).expect("valid").effective();
+    let flags: Vec<String> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.trim_start_matches("GATEWAY_").to_lowercase().replace('_', "-"), value))
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("--{name}={value}"))
+        .collect();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    assert_eq!(resolve(&flags, &[]).expect("valid again").effective(), text);
 }

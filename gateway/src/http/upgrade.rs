@@ -21,7 +21,7 @@ use ::http::{Method, Request, Version};
 use fastwebsockets::upgrade::UpgradeFut;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use shared::event::VisitorId;
+use shared::field::VisitorId;
 use shared::message::MessageKinds;
 use tracing::Instrument;
 
@@ -31,6 +31,7 @@ use super::origin::{Origins, Verdict};
 use super::refusal::{ParameterError, Refusal};
 use super::response::Answer;
 use crate::admission::{Admission, Permit};
+use crate::drain::retry_after_ms;
 use crate::hub::{Ids, NewSocket};
 use crate::identity::VisitorDigest;
 use crate::lifecycle::Phase;
@@ -258,8 +259,13 @@ impl Upgrade {
             visitor,
             permit: Some(Box::new(permit)),
         };
-        public.hub.open(socket, &public.tasks);
+        let id = public.hub.open(socket, &public.tasks);
         public.presence.arrived(visitor);
+        // Inv. DRAIN: the drain looks for sockets after it has closed the listener, so it either finds this one, or
+        // this line sees that it has passed.
+        if public.lifecycle.phase() >= Phase::Closing {
+            public.hub.close_draining(id, retry_after_ms());
+        }
     }
 }
 

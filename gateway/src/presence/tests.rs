@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shared::event::VisitorId;
+use shared::field::VisitorId;
 
 use super::*;
 use crate::backplane::memory::MemoryBackplane;

@@ -1,7 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use shared::event::{Event, Name, PagePath};
+use shared::event::Event;
+use shared::field::{Name, PagePath};
 use shared::ids::{Epoch, EventId, NodeId, Slot, StreamId};
 use shared::time::Timestamp;
 

@@ -6,8 +6,10 @@ use tokio::task::JoinSet;
 
 use crate::support::client::{Client, Refusal, Upgrade, connect};
 use crate::support::cluster::Cluster;
-use crate::support::gateway::Setup;
+use crate::support::gateway::{Gateway, Setup};
 use crate::support::recorder::Recorder;
+use crate::support::redis_server::{Durability, Options, RedisServer};
+use crate::support::resp::{Reply, Resp};
 use crate::support::wait::{SOON, until};
 
 /// The cap, and no limit of handshakes: some of these tests ask often.
@@ -193,6 +195,66 @@ async fn without_redis_a_node_goes_on_by_its_own_count() {
         (refusal.status() == Some(429)).then_some(())
     })
     .await;
+}
+
+/// The sockets of all these nodes.
+async fn sockets(nodes: &[Gateway]) -> u64 {
+    let mut sum = 0;
+    for node in nodes {
+        sum += node.metric("websocket_connections_active").await;
+    }
+    sum
+}
+
+// Inv. CAP: nodes that decide alone are each within the cap, and over it together. Who came last has to go when Redis is
+// back; who was let in by all stays.
+#[tokio::test]
+async fn what_was_let_in_alone_is_admitted_when_redis_is_back() {
+    let mut cluster = Cluster::of(2, capped).await;
+    let mut old = Vec::new();
+    for (node, count) in [(0, 6), (1, 4)] {
+        for _ in 0..count {
+            old.push(Recorder::of(Client::open(cluster.nodes[node].public).await));
+        }
+    }
+    cluster.redis.kill9();
+    let mut new = Vec::new();
+    for node in &cluster.nodes {
+        new.extend(fill(&Upgrade::new(), node.public).await.into_iter().map(Recorder::of));
+    }
+    assert_eq!((new.len(), sockets(&cluster.nodes).await), (10, 20));
+    cluster.redis.restart();
+    for recorder in &new {
+        recorder.until_end(SOON).await;
+    }
+    let nodes = &cluster.nodes;
+    until("ten sockets", SOON, async || (sockets(nodes).await == 10).then_some(())).await;
+    for recorder in &old {
+        recorder.until_new("realtime_update", SOON).await;
+    }
+}
+
+// Inv. CAP: a Redis that lost its data has lost the secret by which addresses are named. A node that starts afterwards
+// has to name them as the others do, or each of the two counts its own.
+#[tokio::test]
+async fn an_address_has_one_name_after_redis_lost_its_data() {
+    let redis = RedisServer::with(Options { durability: Durability::Nothing, ..Options::default() });
+    let mut cluster = Cluster::on(redis, 2, capped).await;
+    let mut open = Vec::new();
+    for n in 0..10 {
+        open.push(Client::open(cluster.nodes[n % 2].public).await);
+    }
+    cluster.redis.kill9();
+    cluster.redis.restart();
+    let mut redis = Resp::to(&cluster.redis).await;
+    until("the nodes have told what they held", SOON, async || {
+        let addresses = redis.call(&["KEYS", "{analytics}:ip:*"]).await;
+        let [address] = addresses.many() else { return None };
+        (redis.call(&["HLEN", address.text()]).await == Reply::Number(2)).then_some(())
+    })
+    .await;
+    let third = capped(Setup::on(&cluster.redis)).ready().await;
+    assert_eq!(Upgrade::new().refused(third.public).await.status(), 429);
 }
 
 #[tokio::test]

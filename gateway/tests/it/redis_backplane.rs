@@ -13,7 +13,8 @@ use std::time::Duration;
 use gateway::backplane::redis::{RedisBackplane, RedisSettings};
 use gateway::backplane::{Backplane, BackplaneError, Publication, Publish, PublishReply, Result};
 use gateway::metrics::Metrics;
-use shared::event::{Event, Name, PagePath};
+use shared::event::Event;
+use shared::field::{Name, PagePath};
 use shared::ids::NodeId;
 use shared::keys::Keys;
 

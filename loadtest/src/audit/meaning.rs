@@ -151,7 +151,7 @@ impl Chunks {
 
 #[cfg(test)]
 mod tests {
-    use shared::event::{Name, PagePath};
+    use shared::field::{Name, PagePath};
     use shared::message::{self, Freshness, NewEvent, PublicMessage, Snapshot};
 
     use super::*;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shared::event::{Name, PagePath};
+use shared::field::{Name, PagePath};
 use shared::ids::Slot;
 
 use super::*;

@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use shared::event::{Name, OTHER_THEME, THEMES_MAX};
+use shared::event::{OTHER_THEME, THEMES_MAX};
+use shared::field::Name;
 use shared::message::{Percentage, ThemeStats};
 
 /// The counts, and their sum.

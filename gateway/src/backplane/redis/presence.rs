@@ -47,8 +47,8 @@ impl RedisBackplane {
         parse_touched(&reply.text()?)
     }
 
-    pub(super) async fn address_secret(&self) -> Result<[u8; 32]> {
-        let (key, offer) = (self.keys.secret(), hex(&rand::random::<[u8; 32]>()));
+    pub(super) async fn address_secret(&self, held: Option<[u8; 32]>) -> Result<[u8; 32]> {
+        let (key, offer) = (self.keys.secret(), hex(&held.unwrap_or_else(rand::random)));
         let made = self.command(|client| async move {
             let _: Value = client.set(&key, offer, None::<Expiration>, Some(SetOptions::NX), false).await?;
             client.get::<Option<String>, _>(&key).await

@@ -11,7 +11,8 @@ use gateway::backplane::{
     AddressHash, Admit, AdmitReply, Backplane, BeatReply, Entry, Join, Lease, Millis, Publication, Publish,
     PublishReply, Seen, Standing, Tick, TickReply, Touch, TouchReply, VisitorHash,
 };
-use shared::event::{Event, Name, PagePath};
+use shared::event::Event;
+use shared::field::{Name, PagePath};
 use shared::ids::{EventId, NodeId, Slot, StreamId};
 use shared::keys::Keys;
 use shared::message::Snapshot;

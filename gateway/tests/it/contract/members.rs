@@ -176,11 +176,18 @@ pub(crate) async fn who_is_no_member_is_not_admitted(bench: Bench) {
 
 pub(crate) async fn the_secret_is_one_and_stays(bench: Bench) {
     let mut racers = JoinSet::new();
-    for i in 0..10 {
+    for i in 1..=10_u8 {
         let handle = if i % 2 == 0 { bench.a.clone() } else { bench.b.clone() };
-        racers.spawn(async move { handle.secret().await.expect("an answer") });
+        // A node that comes from another data set offers what it goes by.
+        let held = (i % 3 == 0).then_some([i; 32]);
+        racers.spawn(async move { handle.secret(held).await.expect("an answer") });
     }
     let secrets = racers.join_all().await;
-    assert_ne!(secrets[0], [0; 32]);
     assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+    assert_eq!(bench.a.secret(Some([77; 32])).await.expect("an answer"), secrets[0], "too late");
+}
+
+pub(crate) async fn a_lost_secret_is_replaced_by_the_one_that_a_node_holds(bench: Bench) {
+    assert_eq!(bench.a.secret(Some([7; 32])).await.expect("an answer"), [7; 32]);
+    assert_eq!(bench.b.secret(None).await.expect("an answer"), [7; 32]);
 }

@@ -3,7 +3,8 @@
 use gateway::backplane::{
     PUBLISH_ITEMS_MAX, Publication, PublishReply, Seen, TOUCH_VISITORS_MAX, TouchReply, VisitorHash,
 };
-use shared::event::{Event, OTHER_THEME, PAGE_PATH_BYTES_MAX, THEMES_MAX};
+use shared::event::{Event, OTHER_THEME, THEMES_MAX};
+use shared::field::PAGE_PATH_BYTES_MAX;
 use shared::message::{LetterGenerated, NewEvent, Percentage, PublicMessage, ThemeStats};
 use shared::time::Timestamp;
 use tokio::task::JoinSet;

@@ -67,7 +67,7 @@ async fn an_old_redis_is_refused_with_the_reason_and_never_used() {
     server.spawn(old_redis(listener, "6.2.14"));
     let (backplane, metrics) = connect(&url);
     let error = BackplaneError::Incompatible("Redis 7 or newer, or Valkey, is needed");
-    assert_eq!(bounded(backplane.secret()).await, Err(error.clone()));
+    assert_eq!(bounded(backplane.secret(None)).await, Err(error.clone()));
     assert_eq!(bounded(backplane.publish(&page(node(1), 1))).await, Err(error.clone()));
     assert_eq!(bounded(backplane.legacy()).await.map(|_| ()), Err(error));
     assert_eq!(metrics.backplane_up.value(), 0);
@@ -94,9 +94,9 @@ async fn data_of_another_contract_are_not_touched_until_they_fit() {
 async fn a_password_opens_and_a_wrong_one_does_not() {
     let redis = RedisServer::with(Options { password: Some("sesame"), ..Options::default() });
     let (backplane, _) = connect(&redis.url());
-    bounded(backplane.secret()).await.expect("opened");
+    bounded(backplane.secret(None)).await.expect("opened");
     let (shut_out, _) = connect(&redis.url().replace("sesame", "thyme"));
-    assert_eq!(bounded(shut_out.secret()).await, Err(BackplaneError::Unreachable));
+    assert_eq!(bounded(shut_out.secret(None)).await, Err(BackplaneError::Unreachable));
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn tls_with_an_authority_of_ones_own() {
     // The server's own certificate is no authority for it.
     certificates_of_a_stranger(directory.path());
     let stranger = RedisBackplane::connect(&with_ca("stranger/ca.crt"), node(2), Arc::default()).expect("good");
-    assert_eq!(bounded(stranger.secret()).await, Err(BackplaneError::Unreachable));
+    assert_eq!(bounded(stranger.secret(None)).await, Err(BackplaneError::Unreachable));
 }
 
 fn certificates_of_a_stranger(directory: &Path) {

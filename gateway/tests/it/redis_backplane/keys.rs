@@ -306,7 +306,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
         ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await),
         ("salts", backplane.salts(&[]).await.map(|_| ())),
         ("touch", backplane.touch(&touch).await.map(|_| ())),
-        ("secret", backplane.secret().await.map(|_| ())),
+        ("secret", backplane.secret(None).await.map(|_| ())),
         ("release", backplane.release(lease).await),
         ("leave", backplane.leave(node(1)).await),
     ]

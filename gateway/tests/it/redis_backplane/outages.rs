@@ -82,11 +82,11 @@ async fn it_may_come_later() {
     let mut redis = RedisServer::start();
     redis.kill9();
     let (backplane, metrics) = connect(&redis.url());
-    assert_eq!(bounded(backplane.secret()).await, Err(BackplaneError::Unreachable));
+    assert_eq!(bounded(backplane.secret(None)).await, Err(BackplaneError::Unreachable));
     assert_eq!(bounded(backplane.legacy()).await.map(|_| ()), Err(BackplaneError::Unreachable));
     redis.restart();
     back(&backplane).await;
-    bounded(backplane.secret()).await.expect("made");
+    bounded(backplane.secret(None)).await.expect("made");
     assert_eq!((metrics.backplane_up.value(), metrics.backplane_reconnects.value()), (1, 0));
 }
 
@@ -102,7 +102,7 @@ async fn closed_it_leaves_no_connection_and_no_caller_behind() {
     reads.spawn(async move { reader.read_from(StreamId::ZERO, 1, Duration::from_secs(60)).await });
     until("the read is under way", BACK_WITHIN, async || blocked(&mut resp).await.then_some(())).await;
     tokio::time::timeout(CALL_WITHIN, backplane.close()).await.expect("closing is bounded");
-    assert_eq!(bounded(backplane.secret()).await, Err(BackplaneError::Unreachable));
+    assert_eq!(bounded(backplane.secret(None)).await, Err(BackplaneError::Unreachable));
     assert_eq!(legacy.recv().await, None);
     assert_eq!(metrics.backplane_up.value(), 0);
     until("Redis sees them gone", BACK_WITHIN, async || (clients(&mut resp).await == 1).then_some(())).await;

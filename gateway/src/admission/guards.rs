@@ -1,0 +1,210 @@
+//! What admission takes on behalf of a socket, and gives back by being dropped: from wherever, also when the future that
+//! holds it is cancelled. Nothing here is given back by a call that somebody could forget.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::counts::{Counts, OverCap, Told};
+use super::{Admission, Refusal};
+use crate::backplane::{self, AddressHash};
+use crate::hub::SocketPermit;
+
+/// A question about all sockets of an address; without an answer, however it ends, it has to be put again.
+pub(super) struct Asked<'a> {
+    pub(super) admission: &'a Admission,
+    pub(super) address: AddressHash,
+    pub(super) answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.admission.counts.lock().owe_admission(self.address);
+        }
+    }
+}
+
+/// The right to hold one socket: a place on the node and, under the cap, one of its address. Dropping it gives both
+/// back.
+#[derive(Debug)]
+pub struct Permit {
+    pub(super) seat: Seat,
+    pub(super) address: AddressHash,
+}
+
+impl Permit {
+    /// Whose socket it is.
+    #[must_use]
+    pub fn address(&self) -> AddressHash {
+        self.address
+    }
+}
+
+impl SocketPermit for Permit {
+    fn address(&self) -> AddressHash {
+        self.address
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let admission = &self.seat.0;
+        if admission.settings.max_per_address > 0 {
+            admission.counts.lock().release(self.address);
+            admission.work.notify_one();
+        }
+    }
+}
+
+/// A place on the node.
+#[derive(Debug)]
+pub(super) struct Seat(Arc<Admission>);
+
+impl Seat {
+    pub(super) fn take(admission: &Arc<Admission>) -> Result<Self, Refusal> {
+        let max = admission.settings.max_connections;
+        let one_more = |taken: u32| (taken < max).then_some(taken + 1);
+        admission
+            .connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .map(|_| Self(Arc::clone(admission)))
+            .map_err(|_| Refusal::Full)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place of the address that is set aside while its handshake is being decided.
+pub(super) struct Reservation<'a> {
+    pub(super) admission: &'a Admission,
+    pub(super) address: AddressHash,
+    pub(super) held: bool,
+}
+
+impl<'a> Reservation<'a> {
+    pub(super) fn take(admission: &'a Admission, address: AddressHash) -> Result<Self, Refusal> {
+        let cap = admission.settings.max_per_address;
+        admission.counts.lock().reserve(address, cap).map_err(|OverCap| Refusal::AddressCap)?;
+        Ok(Self { admission, address, held: false })
+    }
+
+    /// It becomes a socket's, though the cluster was not asked.
+    pub(super) fn hold_alone(mut self) {
+        self.held = true;
+        self.admission.counts.lock().hold_alone(self.address);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.held {
+            self.admission.counts.lock().unreserve(self.address);
+        }
+    }
+}
+
+/// The exclusive right to talk to the backplane about an address.
+pub(super) struct Turn<'a> {
+    pub(super) admission: &'a Admission,
+    pub(super) address: AddressHash,
+    /// How many sockets the address had when the turn began.
+    pub(super) held: u32,
+    pub(super) told: Told,
+}
+
+impl<'a> Turn<'a> {
+    /// Waits until nobody else has it. Cancel safe.
+    pub(super) async fn take(
+        admission: &'a Admission,
+        address: AddressHash,
+        begin: impl Fn(&mut Counts, AddressHash) -> Option<u32>,
+    ) -> Self {
+        let rings = admission.turns.notified();
+        tokio::pin!(rings);
+        loop {
+            // Listening before looking: a turn that is given back in between is not missed.
+            rings.as_mut().enable();
+            if let Some(held) = begin(&mut admission.counts.lock(), address) {
+                return Self { admission, address, held, told: Told::Unsure };
+            }
+            rings.as_mut().await;
+            rings.set(admission.turns.notified());
+        }
+    }
+
+    /// Waits likewise, as long as turns are given back within the time that an answer may take: so many handshakes of
+    /// one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
+    pub(super) async fn take_unless_silent(admission: &'a Admission, address: AddressHash) -> Option<Self> {
+        let rings = admission.turns.notified();
+        tokio::pin!(rings);
+        loop {
+            rings.as_mut().enable();
+            if admission.is_alone() {
+                return None;
+            }
+            if let Some(held) = admission.counts.lock().begin(address) {
+                return Some(Self { admission, address, held, told: Told::Unsure });
+            }
+            if tokio::time::timeout(admission.settings.backplane_wait, rings.as_mut()).await.is_err() {
+                admission.alone.store(true, Ordering::Relaxed);
+                return None;
+            }
+            rings.set(admission.turns.notified());
+        }
+    }
+
+    /// The new socket is counted.
+    pub(super) fn grant(mut self, mut reservation: Reservation<'_>) {
+        // One step: were the turn given back first, a flush could tell the count without the new socket after it.
+        let mut counts = self.admission.counts.lock();
+        counts.hold(self.address, Told::Yes);
+        reservation.held = true;
+        self.told = Told::Yes;
+        drop(counts);
+    }
+
+    /// There is no room; the backplane counts `counted` of this node.
+    pub(super) fn refuse(mut self, counted: u32) {
+        self.told = if counted == self.held { Told::Yes } else { Told::Unsure };
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.admission.counts.lock().end(self.address, self.told);
+        self.admission.turns.notify_waiters();
+        self.admission.work.notify_one();
+    }
+}
+
+/// The turns of some dirty addresses.
+pub(super) struct Batch<'a> {
+    pub(super) admission: &'a Admission,
+    pub(super) counts: Vec<(AddressHash, u32)>,
+    pub(super) told: Told,
+}
+
+impl Batch<'_> {
+    pub(super) async fn tell(mut self) -> backplane::Result<()> {
+        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
+        self.told = Told::Yes;
+        self.admission.backplane_answered();
+        Ok(())
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.admission.counts.lock();
+        for (address, _) in &self.counts {
+            counts.end(*address, self.told);
+        }
+        drop(counts);
+        self.admission.turns.notify_waiters();
+        self.admission.work.notify_one();
+    }
+}
