@@ -53,6 +53,21 @@ bench-idle: redis-server ## Memory and CPU of 10,000 idle sockets, ten minutes (
 	$(CARGO) build -q --locked --release
 	loadtest/idle.sh $(TARGET)/release
 
+.PHONY: bench-fanout bench-storm bench-slow bench-connect bench-soak
+bench-fanout: ## Cost of a delivery to 10,000 sockets, beside a plain send loop; most deliveries per second
+bench-storm: ## 10,000 clients drop and come again at once
+bench-slow: ## What the others notice while a tenth of the clients hardly reads
+bench-connect: ## Cost of a handshake, beside a plain accept loop
+bench-soak: ## 3,000 clients come and go for half an hour
+bench-fanout bench-storm bench-slow bench-connect bench-soak: bench-%: redis-server
+	$(CARGO) build -q --locked --release -p gateway -p loadtest
+	loadtest/bench.sh $* $(TARGET)/release $(BENCH_ARGS)
+
+.PHONY: million
+million: redis-server ## A million sockets over 53 gateways on one Redis (SOCKETS=100000 for fewer); needs 16 GiB
+	$(CARGO) build -q --locked --release -p gateway -p loadtest
+	loadtest/million.sh $(TARGET)/release $(SOCKETS)
+
 .PHONY: ci
 ci: ci-start fmt-check clippy test-checkers docs-check chart lint-files test test-browser test-clients test-autobahn ci-counts ## Everything that CI runs
 

@@ -17,6 +17,7 @@ readonly redis_port=7409 public=127.0.0.1:7410 internal=127.0.0.1:7411
 dir=$(mktemp -d)
 redis_pid='' gateway_pid=''
 
+# shellcheck disable=SC2329 # the trap calls it
 finish() {
     if [ -n "$gateway_pid" ]; then
         kill "$gateway_pid" 2> /dev/null && wait "$gateway_pid" || true

@@ -15,6 +15,7 @@ dir=$(mktemp -d)
 redis_pid=''
 gateway_pids=()
 
+# shellcheck disable=SC2329 # the trap calls it
 finish() {
     [ ${#gateway_pids[@]} = 0 ] || kill "${gateway_pids[@]}" 2> /dev/null || true
     for pid in "${gateway_pids[@]}"; do
@@ -66,7 +67,7 @@ while kill -0 "$loadtest_pid" 2> /dev/null; do
     for pid in "${gateway_pids[@]}"; do
         kib=$(rss_kib "$pid" || echo 0)
         sum=$((sum + kib))
-        [ "$kib" -le $most_one ] || most_one=$kib
+        [ "$kib" -le "$most_one" ] || most_one=$kib
     done
     [ $sum -le $most_gateways ] || most_gateways=$sum
     sum=0
@@ -76,19 +77,19 @@ while kill -0 "$loadtest_pid" 2> /dev/null; do
     done
     [ $sum -le $most_clients ] || most_clients=$sum
     kib=$(rss_kib "$redis_pid")
-    [ "$kib" -le $most_redis ] || most_redis=$kib
+    [ "$kib" -le "$most_redis" ] || most_redis=$kib
     sleep 2
 done
 code=0
 wait "$loadtest_pid" || code=$?
 cat "$dir/report" "$dir/errors"
 mib() { echo "$(($1 / 1024)) MiB"; }
-echo "most RSS   gateways $(mib $most_gateways) ($(mib $most_one) the largest), clients $(mib $most_clients)," \
-    "Redis $(mib $most_redis)"
+echo "most RSS   gateways $(mib $most_gateways) ($(mib "$most_one") the largest), clients $(mib $most_clients)," \
+    "Redis $(mib "$most_redis")"
 awk -v pid="$redis_pid" '{ printf "Redis CPU  %.1f s\n", ($14 + $15) / 100 }' "/proc/$redis_pid/stat"
 sort "$dir/gateways.log" | cut -c 28- | uniq -c | sort -rn | head -5
 if [ $((most_one / 1024)) -ge "$gateway_mib_max" ]; then
-    echo "BROKEN     a gateway needed $(mib $most_one), at most $gateway_mib_max MiB wanted"
+    echo "BROKEN     a gateway needed $(mib "$most_one"), at most $gateway_mib_max MiB wanted"
     code=1
 fi
 exit "$code"

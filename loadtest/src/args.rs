@@ -14,7 +14,7 @@ use crate::limits::Limits;
 /// Without a scenario: opens the sockets, listens, leaves. Exit code 0: every promise was kept, and every threshold;
 /// 1: the audit found something, or a threshold was broken; 2: the test could not be run.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version, args_conflicts_with_subcommands = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) scenario: Option<Command>,
@@ -273,7 +273,10 @@ mod tests {
         let plain = Cli::parse_from(["loadtest", "--connections", "5", "--duration", "2s"]);
         assert!(plain.scenario.is_none());
         assert_eq!((plain.plain.connections, plain.plain.duration), (5, Duration::from_secs(2)));
-        let fanout = Cli::parse_from(["loadtest", "fanout", "--in-flight", "32", "--redis", "redis://127.0.0.1:1"]);
+        let redis = ["--redis", "redis://127.0.0.1:1"];
+        let given = [&["loadtest", "fanout", "--in-flight", "8"], &redis[..], &["--in-flight", "32"]].concat();
+        // A script's options can be overridden.
+        let fanout = Cli::parse_from(given);
         let Some(Command::Fanout(common)) = fanout.scenario else { panic!("{fanout:?}") };
         assert_eq!(common.publishing.in_flight, Some(32));
     }

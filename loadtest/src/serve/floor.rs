@@ -192,10 +192,10 @@ impl Floor {
         }
     }
 
-    /// Sends what is waiting: as many messages per write as `--batch` allows.
+    /// Sends of what is waiting one write to each socket: as many messages as `--batch` allows.
     fn send_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let count = self.waiting.len().min(self.batch);
+        let count = self.waiting.len().min(self.batch);
+        if count > 0 {
             let bytes: Vec<u8> = self.waiting.drain(..count).flat_map(|number| framed(&event(number))).collect();
             self.send(&bytes, count as u64);
         }
