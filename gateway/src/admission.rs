@@ -265,8 +265,8 @@ impl Admission {
         self.work.notify_one();
     }
 
-    /// Has all sockets admitted again, address by address, and tells which addresses have how many too many. To be
-    /// called when the node has become a member anew, before anything else. If it is told once more that it is no
+    /// Has all sockets admitted again, address by address, and tells which addresses have too many and how many they may
+    /// keep: not how many must go, as some may have gone by themselves meanwhile. To be called when the node has become a member anew, before anything else. If it is told once more that it is no
     /// member, [`Self::gone`] rings again.
     ///
     /// # Errors
@@ -303,8 +303,8 @@ impl Admission {
         let mut surplus = Vec::new();
         while let Some((address, answer)) = answers.next().await {
             match answer {
-                Ok(0) => {}
-                Ok(too_many) => surplus.push((address, too_many)),
+                Ok(None) => {}
+                Ok(Some(kept)) => surplus.push((address, kept)),
                 Err(error) => {
                     // Nobody will close what was found so far: it is asked about once more.
                     let mut counts = self.counts.lock();
@@ -385,31 +385,31 @@ impl Admission {
         Ok(())
     }
 
-    /// Has an address' sockets admitted again; tells how many are too many.
-    async fn readmit(&self, address: AddressHash) -> backplane::Result<u32> {
+    /// Has an address' sockets admitted again; where they are too many, tells how many may stay.
+    async fn readmit(&self, address: AddressHash) -> backplane::Result<Option<u32>> {
         let mut turn = Turn::take(self, address, Counts::begin_admission).await;
         let mut asked = Asked { admission: self, address, answered: false };
         let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
             // All have left since; the mark that they set does the rest.
             turn.told = Told::Yes;
-            return Ok(0);
+            return Ok(None);
         }
         let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;
         self.backplane_answered();
         match reply {
             AdmitReply::Granted => {
                 (turn.told, asked.answered) = (Told::Yes, true);
-                Ok(0)
+                Ok(None)
             }
             // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
             AdmitReply::Refused { counted } => {
                 (turn.told, asked.answered) = (Told::Yes, true);
-                Ok(held.saturating_sub(counted))
+                Ok(Some(counted))
             }
             AdmitReply::Gone => {
                 self.gone.notify_one();
-                Ok(0)
+                Ok(None)
             }
         }
     }

@@ -223,8 +223,8 @@ impl Cluster {
         loop {
             self.parts.admission.unadmitted().await;
             self.recovered_from_entering().await;
-            if let Ok(surplus) = self.parts.admission.readmit_unadmitted().await {
-                self.close_surplus(surplus);
+            if let Ok(kept) = self.parts.admission.readmit_unadmitted().await {
+                self.close_surplus(kept);
                 backoff.reset();
             }
             // After an answer too: a node that is no member has to enter before it asks again.
@@ -249,15 +249,15 @@ impl Cluster {
             tracing::warn!("the backplane names addresses differently than before: sockets held now count apart");
         }
         self.parts.admission.set_secret(secret);
-        let surplus = self.parts.admission.readmit_all().await?;
-        self.close_surplus(surplus);
+        let kept = self.parts.admission.readmit_all().await?;
+        self.close_surplus(kept);
         Ok(())
     }
 
-    /// Closes the sockets for which there is no room any more.
+    /// Closes the sockets for which there is no room any more. `kept` says how many of each address may stay.
     // Inv. CAP
-    fn close_surplus(&self, surplus: Vec<(AddressHash, u32)>) {
-        let sockets = self.newest_of(&surplus.into_iter().collect());
+    fn close_surplus(&self, kept: Vec<(AddressHash, u32)>) {
+        let sockets = self.all_but_the_oldest(&kept.into_iter().collect());
         if !sockets.is_empty() {
             tracing::warn!(sockets = sockets.len(), "closing sockets that are over their address's cap");
         }
@@ -266,25 +266,24 @@ impl Cluster {
         }
     }
 
-    /// The newest sockets of these addresses, as many of each as is said: who came last has the least to lose.
-    fn newest_of(&self, surplus: &HashMap<AddressHash, u32>) -> Vec<ConnId> {
-        if surplus.is_empty() {
+    /// The sockets of these addresses but for the oldest, as many of each as is said: who came last has the least to
+    /// lose. Saying who stays, not how many go, closes nobody for a socket that has ended since.
+    fn all_but_the_oldest(&self, kept: &HashMap<AddressHash, u32>) -> Vec<ConnId> {
+        if kept.is_empty() {
             return Vec::new();
         }
         let mut sockets: HashMap<AddressHash, Vec<ConnId>> = HashMap::new();
         self.parts.hub.for_each(|conn| {
-            if let Some(address) = conn.address().filter(|address| surplus.contains_key(address)) {
+            if let Some(address) = conn.address().filter(|address| kept.contains_key(address)) {
                 sockets.entry(address).or_default().push(conn.id());
             }
         });
-        sockets
-            .into_iter()
-            .flat_map(|(address, mut ids)| {
-                ids.sort_unstable_by(|a, b| b.cmp(a));
-                ids.truncate(surplus.get(&address).map_or(0, |n| *n as usize));
-                ids
-            })
-            .collect()
+        let surplus = |(address, mut ids): (AddressHash, Vec<ConnId>)| {
+            ids.sort_unstable();
+            let stay = kept.get(&address).map_or(ids.len(), |n| ids.len().min(*n as usize));
+            ids.split_off(stay)
+        };
+        sockets.into_iter().flat_map(surplus).collect()
     }
 
     /// Tells the counts of addresses that have changed.

@@ -224,8 +224,8 @@ async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
     // Entered again, beside two sockets that the address has elsewhere: one of the two here is too many.
     *fake.mood.lock() = Mood::Well;
     *fake.others.lock() = 2;
-    let surplus = admission.readmit_all().await.expect("answers");
-    assert_eq!(surplus, [(address_hash(&[7; 32], ip(1)), 1)]);
+    let kept = admission.readmit_all().await.expect("answers");
+    assert_eq!(kept, [(address_hash(&[7; 32], ip(1)), 1)]);
     permits.remove(0);
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
