@@ -16,6 +16,7 @@ TEST_THREADS ?= 8
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LOGS := target/ci
+BENCH := target/bench-micro
 CHART_VENV := .tools/helm-venv
 CLIENTS_PYTHON := .tools/clients-venv/bin/python
 
@@ -68,6 +69,22 @@ million: redis-server ## A million sockets over 53 gateways on one Redis (SOCKET
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/million.sh $(TARGET)/release $(SOCKETS)
 
+.PHONY: bench-micro
+bench-micro: valgrind ## Instructions of the small pieces of work, and the memory of an idle socket
+	@mkdir -p $(BENCH)
+	@set -o pipefail && $(CARGO) bench -q --locked -p gateway --features bench --bench micro --no-run --message-format=json \
+		| $(PYTHON) .ci/count_instructions.py --built > $(BENCH)/binary
+	@_RJEM_MALLOC_CONF=tcache:false "$$(cat $(BENCH)/binary)" idle-socket $(BENCH)/memory.json
+	@$(PYTHON) .ci/count_instructions.py "$$(cat $(BENCH)/binary)" $(BENCH)/instructions.json
+
+.PHONY: bench-budget
+bench-budget: bench-micro ## Has any of them become dearer than its budget allows?
+	@$(PYTHON) .ci/check_bench_budget.py $(BENCH)/memory.json $(BENCH)/instructions.json
+
+.PHONY: bench-renew
+bench-renew: bench-micro ## Make what they cost now the budget; say why in the commit
+	@$(PYTHON) .ci/check_bench_budget.py --write-budget $(BENCH)/memory.json $(BENCH)/instructions.json
+
 .PHONY: ci
 ci: ci-start fmt-check clippy test-checkers docs-check chart lint-files test test-browser test-clients test-autobahn ci-counts ## Everything that CI runs
 
@@ -111,7 +128,7 @@ fmt-check: ## Is the Rust code formatted?
 
 .PHONY: clippy
 clippy: ## Lint the Rust code; a warning is an error
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features gateway/bench -- -D warnings
 
 .PHONY: docs-check
 docs-check: ## Are the code map, links and invariants of the documents true?
@@ -132,6 +149,10 @@ test-checkers: ## Do the checkers of .ci notice what they are for?
 .PHONY: redis-server
 redis-server: ## Install redis-server when it is missing (apt-get, dnf or brew)
 	@.ci/install-redis-server.sh
+
+.PHONY: valgrind
+valgrind: ## Install valgrind when it is missing (apt-get or dnf)
+	@.ci/install-valgrind.sh
 
 $(CHART_VENV)/.installed: helm/tools/requirements.txt
 	@echo "installing the chart's tools into $(CHART_VENV)"

@@ -255,5 +255,47 @@ class Counts(CheckerTest):
         self.assertEqual(json.loads((root / "new.json").read_text()), {"tap": 4})
 
 
+class Budget(CheckerTest):
+    def check(
+        self,
+        counted: dict[str, int],
+        budget: dict[str, int],
+        message: str | None = None,
+        machine: str = "x86_64",
+        rust: str = "1.95.0",
+    ) -> None:
+        valid_for = {"machine": "x86_64", "rust": rust}
+        self.repository.write("budget.json", json.dumps({"valid_for": valid_for, "tolerance_percent": 10, "cases": budget}))
+        self.run_on(counted, message, machine)
+
+    def run_on(self, counted: dict[str, int], message: str | None, machine: str, *more: str) -> None:
+        root = self.repository.root
+        self.repository.write("results.json", json.dumps({"machine": machine, "instructions": counted}))
+        files = ("--budget", str(root / "budget.json"), "--toolchain", str(root / "rust-toolchain.toml"))
+        arguments = ("check_bench_budget.py", *files, *more, str(root / "results.json"))
+        self.passes(*arguments) if message is None else self.fails(message, *arguments)
+
+    def test_within_the_tolerance_passes(self) -> None:
+        self.check({"a": 1100, "b": 10}, {"instructions: a": 1000, "instructions: b": 1000})
+
+    def test_a_regression_is_reported(self) -> None:
+        self.check({"a": 1101}, {"instructions: a": 1000}, "instructions: a: 1,101 counted, the budget is 1,000 (+10.1 %)")
+
+    def test_a_case_and_its_budget_belong_together(self) -> None:
+        self.check({"a": 1, "b": 1}, {"instructions: a": 1}, "instructions: b: has no budget")
+        self.check({"a": 1}, {"instructions: a": 1, "instructions: b": 1}, "instructions: b: was not counted")
+        self.check({}, {}, "the budget is empty")
+
+    def test_a_budget_of_another_compiler_is_reported(self) -> None:
+        self.check({"a": 1}, {"instructions: a": 1}, "made with Rust 1.94.0, this is 1.95.0", rust="1.94.0")
+
+    def test_another_processor_is_not_judged(self) -> None:
+        self.check({"a": 2000}, {"instructions: a": 1000}, machine="aarch64")
+
+    def test_a_budget_is_written(self) -> None:
+        self.run_on({"a": 7}, None, "x86_64", "--write-budget")
+        self.check({"a": 7}, json.loads((self.repository.root / "budget.json").read_text())["cases"])
+
+
 if __name__ == "__main__":
     unittest.main()

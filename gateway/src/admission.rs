@@ -23,6 +23,8 @@
 //! Deliberately absent: any address in the clear beyond the handshake rate, whose states live for seconds and never
 //! leave the process (Inv. PRIVATE).
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod counts;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -21,6 +21,8 @@
 //! Deliberately absent: who may come in (admission), what is sent (relay), and any hold of the map's locks while
 //! a socket is written to: passes work on a snapshot.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod broadcast;
 pub mod conn;
 mod core;

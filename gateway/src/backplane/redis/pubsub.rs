@@ -22,13 +22,14 @@ use super::reply::{self, ODD_REPLY};
 use crate::backplane::{BackplaneError, LEGACY_QUEUE_MAX, Result};
 use crate::metrics::{Legacy, Metrics};
 
-/// Messages that may wait in the library; a burst beyond is counted as lost.
-const EVENTS_QUEUED_MAX: usize = 8192;
+/// Messages that may wait in the library: it reads a burst to its end before others run, so this must hold one as
+/// large as our own queue does. What is overwritten is counted as lost.
+const EVENTS_QUEUED_MAX: usize = LEGACY_QUEUE_MAX;
 
 impl RedisBackplane {
     pub(super) async fn subscribe_legacy(&self) -> Result<mpsc::Receiver<Bytes>> {
         let mut builder = self.builder.clone();
-        // Here alone: each client has half a dozen such queues, and they are allocated whole, megabytes in all.
+        // Here alone: each client has eight such queues, which are allocated whole, megabytes in all.
         builder.with_performance_config(|config| config.broadcast_channel_capacity = EVENTS_QUEUED_MAX);
         let client = builder.build_subscriber_client().map_err(|error| reply::error(&error))?;
         let messages = client.message_rx();

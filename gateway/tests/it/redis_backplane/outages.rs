@@ -148,3 +148,19 @@ async fn a_flood_on_the_legacy_channel_is_bounded_and_counted() {
     producer.call(&["PUBLISH", "analytics:realtime", "after"]).await;
     assert_eq!(legacy.recv().await.expect("open").as_ref(), b"after");
 }
+
+/// What Redis sends in one go is not lost between the library and the reader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_on_the_legacy_channel_arrives_whole() {
+    let redis = scratch();
+    let (backplane, metrics) = connect(&redis.url());
+    let mut legacy = bounded(backplane.legacy()).await.expect("subscribed");
+    let mut producer = Resp::to(&redis).await;
+    let burst = "for n = 1, tonumber(ARGV[1]) do redis.call('PUBLISH', 'analytics:realtime', n) end";
+    producer.call(&["EVAL", burst, "0", &LEGACY_QUEUE_MAX.to_string()]).await;
+    for number in 1..=LEGACY_QUEUE_MAX {
+        let payload = bounded(async { Ok(legacy.recv().await) }).await.expect("answers").expect("open");
+        assert_eq!(payload.as_ref(), number.to_string().as_bytes());
+    }
+    assert_eq!(metrics.legacy.value(Legacy::Overflow), 0);
+}
