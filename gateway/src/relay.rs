@@ -21,6 +21,7 @@
 pub mod cursor;
 pub mod decode;
 pub mod freshness;
+pub mod recall;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
 use self::freshness::{Turn, Watch};
+use self::recall::recalled;
 use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
@@ -110,6 +112,8 @@ pub struct Relay {
     /// How many entries are looked through for a place to go on from.
     look_back: usize,
     backoff: Backoff,
+    /// The last wish to have the stream read to its end that was fulfilled; see [`Hub::end_asked`].
+    end_read: u64,
     unmentioned: u64,
     mentioned_at: Option<Mono>,
 }
@@ -129,6 +133,7 @@ impl Relay {
             read_max: READ_MAX,
             look_back: STREAM_ENTRIES_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
+            end_read: 0,
             unmentioned: 0,
             mentioned_at: None,
             parts,
@@ -178,6 +183,7 @@ impl Relay {
         let entries = self.attend(backplane.newest(REMEMBERED_MAX)).await?;
         let marks: Vec<_> = entries.iter().map(|entry| (entry.event_id(), entry.tick)).collect();
         self.cursor = Cursor::at_end_of(&marks);
+        self.parts.hub.begin_past(recalled(&entries), entries.len() == REMEMBERED_MAX);
         let snapshots = entries.iter().filter(|entry| decode(entry).is_ok());
         let newest = snapshots.filter_map(|entry| entry.tick.map(|tick| (tick, entry.event_id()))).next_back();
         if let Some((tick, _)) = newest {
@@ -203,6 +209,7 @@ impl Relay {
         let begun = self.parts.clock.now();
         let backplane = Arc::clone(&self.parts.backplane);
         let asked = self.read_max;
+        let end_asked = self.parts.hub.end_asked();
         let read = self.attend(backplane.read_from(self.cursor.position(), asked, READ_BLOCK)).await;
         // Half of it may arrive in time: asked for the same again, it never would.
         self.read_max = if read == Err(BackplaneError::Timeout) { asked / 2 } else { asked * 2 }.clamp(1, READ_MAX);
@@ -213,7 +220,13 @@ impl Relay {
             self.in_doubt = true;
             return Ok(());
         }
-        self.take(&entries, entries.len() == asked).await;
+        let more_follows = entries.len() == asked;
+        self.take(&entries, more_follows).await;
+        if !more_follows && end_asked > self.end_read {
+            // What stood in the stream when a client came that is ahead of this node is with the broadcaster now.
+            let _ = self.parts.broadcast.read_to_end(end_asked).await;
+            self.end_read = end_asked;
+        }
         Ok(())
     }
 
@@ -256,8 +269,13 @@ impl Relay {
             let outcome = match (verdict, message) {
                 (Verdict::Duplicate, _) => Relayed::Duplicate,
                 (_, Err(reason)) => reason,
-                (_, Ok(PublicMessage::RealtimeUpdate(_))) if newest != Some(index) => Relayed::Duplicate,
-                (_, Ok(PublicMessage::RealtimeUpdate(snapshot))) => self.show(entry, snapshot, more_follows).await,
+                (_, Ok(PublicMessage::RealtimeUpdate(_))) if newest != Some(index) => self.pass_over(entry).await,
+                (_, Ok(PublicMessage::RealtimeUpdate(snapshot))) => {
+                    match self.show(entry, snapshot, more_follows).await {
+                        Relayed::Delivered => Relayed::Delivered,
+                        _ => self.pass_over(entry).await,
+                    }
+                }
                 (_, Ok(message)) => {
                     self.send(message.kind(), message.encode(), Some(entry)).await;
                     Relayed::Delivered
@@ -269,6 +287,12 @@ impl Relay {
             }
         }
         self.mention();
+    }
+
+    /// Leaves out a snapshot that another node may have shown, and whose id a client may come back with.
+    async fn pass_over(&self, entry: &Entry) -> Relayed {
+        let _ = self.parts.broadcast.passed(entry.event_id()).await;
+        Relayed::Duplicate
     }
 
     /// Shows a snapshot, flagged if it is old.

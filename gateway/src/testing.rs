@@ -25,6 +25,7 @@ pub(crate) enum Call {
     Publish,
     ReadFrom,
     Newest,
+    UpTo,
     Entry,
     Snapshot,
     Claim,
@@ -153,6 +154,9 @@ impl Backplane for Unreliable {
     }
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
         self.through(Call::Newest, self.inner().newest(count)).await
+    }
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        self.through(Call::UpTo, self.inner().up_to(last, count)).await
     }
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
         self.through(Call::Entry, self.inner().entry(id)).await

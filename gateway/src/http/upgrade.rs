@@ -22,6 +22,7 @@ use fastwebsockets::upgrade::UpgradeFut;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use shared::field::VisitorId;
+use shared::ids::EventId;
 use shared::message::MessageKinds;
 use tracing::Instrument;
 
@@ -43,6 +44,7 @@ use crate::telemetry::TRACE_TARGET;
 pub(super) struct Wanted {
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: Option<VisitorId>,
 }
 
@@ -80,6 +82,7 @@ pub(super) struct Upgrade {
     socket: UpgradeFut,
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: VisitorDigest,
 }
 
@@ -101,8 +104,8 @@ pub(super) async fn handle(
                 attempt.settle(Handshake::Malformed);
                 return Err(Refusal::Key.answer());
             };
-            let Wanted { kinds, ids, .. } = wanted;
-            Ok((answer.map(|_| Full::default()), Upgrade { attempt, permit, socket, kinds, ids, visitor }))
+            let Wanted { kinds, ids, resume, .. } = wanted;
+            Ok((answer.map(|_| Full::default()), Upgrade { attempt, permit, socket, kinds, ids, resume, visitor }))
         }
         Err(refusal) => {
             attempt.settle(refusal.label());
@@ -206,7 +209,7 @@ fn is_key(key: &[u8]) -> bool {
 /// Reads the opt-ins. Unknown parameters are ignored; a known one that comes twice is a mistake which one of the two
 /// values would hide.
 fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
-    let (mut kinds, mut ids, mut visitor) = (None, None, None);
+    let (mut kinds, mut ids, mut resume, mut visitor) = (None, None, None, None);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let refuse = |name, reason| ParameterError { name, reason };
         match &*name {
@@ -217,6 +220,10 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             }
             "ids" if value == "1" => set_once(&mut ids, Ids::With, "ids")?,
             "ids" => return Err(refuse("ids", "not 1")),
+            "last_event_id" => {
+                let parsed = value.parse().map_err(|_| refuse("last_event_id", "not an id of a message"))?;
+                set_once(&mut resume, parsed, "last_event_id")?;
+            }
             "visitor" => {
                 // What is not UTF-8 was replaced by the decoder; such an id would be another one each time.
                 if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -228,7 +235,9 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             _ => {}
         }
     }
-    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids: ids.unwrap_or(Ids::Without), visitor })
+    // Who resumes by an id sees ids, or could not do so again.
+    let ids = ids.unwrap_or(if resume.is_some() { Ids::With } else { Ids::Without });
+    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids, resume, visitor })
 }
 
 fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(), ParameterError> {
@@ -241,7 +250,7 @@ fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(),
 impl Upgrade {
     /// Takes the socket over, after the connection has ended as HTTP. What goes wrong is counted as abandoned.
     pub(super) async fn finish(self, server: &Server) {
-        let Self { attempt, permit, socket, kinds, ids, visitor } = self;
+        let Self { attempt, permit, socket, kinds, ids, resume, visitor } = self;
         // Resolved already: hyper has handed the connection over, or it has broken.
         let Ok(socket) = socket.await else { return };
         let Ok(parts) = socket.into_inner().into_inner().downcast::<Linger>() else {
@@ -256,6 +265,7 @@ impl Upgrade {
             leftover: parts.read_buf,
             kinds,
             ids,
+            resume,
             visitor,
             permit: Some(Box::new(permit)),
         };
@@ -284,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_opt_ins() {
-        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, visitor: None };
+        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, resume: None, visitor: None };
         for query in ["", "&&", "utm_source=x&utm_source=y", "type=new_event", "TYPES=nonsense"] {
             assert_eq!(parse_query(query), Ok(plain.clone()), "{query}");
         }
@@ -294,6 +304,12 @@ mod tests {
         let chosen = [MessageKind::NewEvent, MessageKind::LetterGenerated].map(|kind| wanted.kinds.contains(kind));
         assert_eq!(chosen, [true, false]);
         assert!(parse_query(&format!("visitor={}", "v".repeat(64))).is_ok());
+        // To resume is to want ids, said or not.
+        for query in ["last_event_id=17-0-0a1f", "ids=1&last_event_id=17%2D0-0a1f"] {
+            let wanted = parse_query(query).expect("fits");
+            assert_eq!(wanted.resume.map(|id| id.to_string()).as_deref(), Some("17-0-0a1f"));
+            assert_eq!(wanted.ids, Ids::With);
+        }
     }
 
     #[test]
@@ -306,6 +322,12 @@ mod tests {
         refused("ids=", "ids: not 1");
         refused("ids=0", "ids: not 1");
         refused("ids=1&ids=1", "ids: given twice");
+        let far = "last_event_id=18446744073709551616-0-abcd";
+        let short = "last_event_id=17-0";
+        for query in ["last_event_id=", "last_event_id=$", "last_event_id=0", short, far, "last_event_id=17-0-ABCD"] {
+            refused(query, "last_event_id: not an id of a message");
+        }
+        refused("last_event_id=1-0-abcd&last_event_id=1-0-abcd", "last_event_id: given twice");
         refused("visitor=", "visitor: not 1 to 64 bytes");
         refused("visitor", "visitor: not 1 to 64 bytes");
         refused(&format!("visitor={}", "v".repeat(65)), "visitor: not 1 to 64 bytes");
@@ -364,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_makes_the_parser_panic(query in "(types|ids|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
+        fn no_query_makes_the_parser_panic(query in "(types|ids|last_event_id|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
             if let Ok(wanted) = parse_query(&query) {
                 prop_assert!(wanted.visitor.is_none_or(|visitor| (1..=64).contains(&visitor.as_str().len())));
             }

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use super::broadcast::Broadcast;
+use super::broadcast::{Batch, Broadcast};
 use super::{Handler, Hub, HubSettings, Ids, NewSocket, SocketPermit, State};
 use crate::clock::Clock;
 use crate::identity::VisitorDigest;
@@ -84,6 +84,7 @@ impl Rig {
             leftover: Bytes::copy_from_slice(leftover),
             kinds,
             ids,
+            resume: None,
             visitor: VisitorDigest([0; 16]),
             permit,
         };
@@ -110,7 +111,9 @@ impl Rig {
     }
 
     fn pass(&self, messages: &[Broadcast]) {
-        super::broadcast::pass(&self.hub, messages, &mut Vec::new());
+        let mut batch = Batch::default();
+        messages.iter().for_each(|message| batch.add(message.clone()));
+        super::broadcast::pass(&self.hub, &mut batch, &mut Vec::new());
     }
 }
 
