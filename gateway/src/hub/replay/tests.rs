@@ -72,6 +72,8 @@ struct World {
     wire: Vec<u8>,
     rest: Vec<u8>,
     live_after: u64,
+    /// What the pass that goes on has for the client.
+    visiting: Vec<Broadcast>,
     asked_end: u64,
     wants_past: bool,
     outcomes: Vec<Resume>,
@@ -91,6 +93,7 @@ impl World {
             wire: Vec::new(),
             rest: Vec::new(),
             live_after: 0,
+            visiting: Vec::new(),
             asked_end: 0,
             wants_past: false,
             outcomes: Vec::new(),
@@ -99,10 +102,24 @@ impl World {
 
     /// A broadcast pass, as the hub makes it.
     fn pass(&mut self, messages: &[Broadcast]) {
+        self.begin(messages);
+        self.visit();
+    }
+
+    /// What the pass brings is said.
+    fn begin(&mut self, messages: &[Broadcast]) {
+        self.visit();
         self.published.sequence += 1;
         for message in messages {
             Item::of(message).into_iter().for_each(|item| self.ring.push(item));
             self.published.state = message.state.or(self.published.state);
+        }
+        self.visiting = messages.to_vec();
+    }
+
+    /// The pass comes to the client.
+    fn visit(&mut self) {
+        for message in std::mem::take(&mut self.visiting) {
             if self.replay.is_none() && self.published.sequence > self.live_after && self.kinds.contains(message.kind) {
                 let text = message.id.map_or(message.text.clone(), |id| with_id(&message.text, id));
                 self.wire.append(&mut self.rest);
@@ -323,8 +340,10 @@ fn holes_are_replayed_in_their_places() {
 /// What happens while a client catches up.
 #[derive(Debug, Clone)]
 enum Happening {
-    /// A pass with that many events and perhaps a snapshot.
+    /// A pass with that many events and perhaps a snapshot begins.
     Pass(u64, bool),
+    /// It comes to the client.
+    Visit,
     /// The kernel takes that many bytes.
     Room(usize),
     /// The relay has read to the end.
@@ -336,6 +355,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         3 => (0u64..5, any::<bool>()).prop_map(|(events, snapshot)| Happening::Pass(events, snapshot)),
+        1 => Just(Happening::Visit),
         3 => (0usize..400).prop_map(Happening::Room),
         1 => Just(Happening::End),
         1 => (0u64..30).prop_map(Happening::Past),
@@ -372,8 +392,9 @@ proptest! {
                         snapshots.push(end);
                         end += 1;
                     }
-                    world.pass(&pass);
+                    world.begin(&pass);
                 }
+                Happening::Visit => world.visit(),
                 Happening::Room(room) => { world.pump(room); }
                 Happening::End => {
                     // An id that was given out stands in the stream: a node that has read to its end has read it.

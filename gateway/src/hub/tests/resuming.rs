@@ -84,7 +84,8 @@ async fn who_is_of_another_stream_is_told_that_the_past_is_missing() {
 async fn who_is_ahead_of_the_node_waits_and_can_be_closed() {
     let rig = Rig::new(HubSettings::default()).await;
     rig.pass(&[event(1, 10)]);
-    let (mut back, mut foreign, mut leaving) = (rig.resume(id(3)).await, rig.resume(far(3)).await, rig.resume(id(9)).await);
+    let (mut back, mut foreign, mut leaving) =
+        (rig.resume(id(3)).await, rig.resume(far(3)).await, rig.resume(id(9)).await);
     for client in [&mut back, &mut foreign, &mut leaving] {
         init(client).await;
     }
