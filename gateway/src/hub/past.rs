@@ -55,4 +55,16 @@ impl Hub {
     pub fn end_asked(&self) -> u64 {
         self.core.end_asked()
     }
+
+    /// Asks as a client does that is ahead of this node.
+    #[cfg(test)]
+    pub(crate) fn ask_end(&self) -> u64 {
+        self.core.ask_end()
+    }
+
+    /// Asks as a client does that comes from before the past.
+    #[cfg(test)]
+    pub(crate) fn want_past(&self) {
+        self.core.ask_past();
+    }
 }
