@@ -4,8 +4,8 @@
 //! and the worst is silence: a reader that waits at a place which the stream will never pass looks like a quiet site.
 //! The relay therefore trusts nothing but what comes back through the stream itself:
 //!
-//! - [`cursor`] checks after every failure, pause or silence, and when the data set is another one, that its place
-//!   still exists, and announces what is missing (Inv. GAP);
+//! - [`cursor`] checks with each read, after every failure, pause or silence, and when the data set is another one,
+//!   that its place still exists, and announces what is missing (Inv. GAP);
 //! - [`freshness`] tells clients when snapshots stay away, instead of showing the last number for ever;
 //! - [`decode`] lets nothing through but public messages (Inv. ANON), and each slot's snapshot once (Inv. SLOT).
 //!
@@ -215,7 +215,7 @@ impl Relay {
         self.read_max = if read == Err(BackplaneError::Timeout) { asked / 2 } else { asked * 2 }.clamp(1, READ_MAX);
         let entries = read?;
         let slept = self.parts.clock.now().saturating_sub(begun) > READ_BLOCK + self.parts.tick_interval;
-        if slept || self.in_doubt {
+        if slept || self.in_doubt || !self.follows(&entries).await? {
             // Read from a place that may not exist any more; it is read again once that is known.
             self.in_doubt = true;
             return Ok(());
@@ -228,6 +228,17 @@ impl Relay {
             self.end_read = end_asked;
         }
         Ok(())
+    }
+
+    /// Whether nothing is missing between the cursor and these entries. What stands at the cursor after they were read
+    /// stood there before, and all that came after it was read with them, as streams are trimmed from their beginning.
+    // Inv. GAP: a stream that was trimmed past the cursor, or is another one, answers as if nothing were wrong. The count
+    // of the next snapshot would tell, but to a client that leaves before it, nobody would.
+    async fn follows(&mut self, entries: &[Entry]) -> Result<bool> {
+        let Some(anchor) = self.cursor.anchor().filter(|_| !entries.is_empty()) else { return Ok(true) };
+        let backplane = Arc::clone(&self.parts.backplane);
+        let there = self.attend(backplane.entry(anchor.stream)).await?;
+        Ok(there.is_some_and(|entry| entry.event_id() == anchor))
     }
 
     /// Checks that the entry at the cursor is still there, and finds another place if it is not.

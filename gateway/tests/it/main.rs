@@ -20,6 +20,7 @@ mod lifecycle;
 mod privacy;
 mod redis_backplane;
 mod redis_forms;
+mod resume;
 mod slow_readers;
 mod support;
 mod upgrade;
