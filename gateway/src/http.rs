@@ -169,18 +169,24 @@ pub async fn serve_public(listener: TcpListener, public: Arc<Public>) {
     public.hub.tune(&listener);
     let gate = Gate::new(settings.pending_max, settings.pending_per_peer_max);
     let (metrics, lifecycle) = (&public.metrics, &public.lifecycle);
-    accept::accept_until(listener, lifecycle.reached(Phase::Closing), metrics, |stream, peer| {
-        let peer_ip = normalise(peer.ip());
-        let peer = if server.trusted.contains(peer_ip) { Peer::Exempt } else { Peer::Anybody(peer_ip) };
-        // Inv. BOUND: without a place the connection is dropped here.
-        let room = settings.connections_max.saturating_sub(public.admission.sockets());
-        match gate.enter(peer, room) {
-            Ok(pass) => {
-                spawn(&public.tasks, &public.metrics, public_connection(Arc::clone(&server), stream, peer_ip, pass))
+    accept::accept_until(
+        listener,
+        lifecycle.reached(Phase::Closing),
+        metrics,
+        || gate.room(),
+        |stream, peer| {
+            let peer_ip = normalise(peer.ip());
+            let peer = if server.trusted.contains(peer_ip) { Peer::Exempt } else { Peer::Anybody(peer_ip) };
+            // Inv. BOUND: without a place the connection is dropped here.
+            let room = settings.connections_max.saturating_sub(public.admission.sockets());
+            match gate.enter(peer, room) {
+                Ok(pass) => {
+                    spawn(&public.tasks, &public.metrics, public_connection(Arc::clone(&server), stream, peer_ip, pass))
+                }
+                Err(reason) => metrics.connects_failed.inc(reason),
             }
-            Err(reason) => metrics.connects_failed.inc(reason),
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -189,15 +195,19 @@ pub async fn serve_internal(listener: TcpListener, internal: Arc<Internal>) {
     let gate = Gate::new(INTERNAL_CONNECTIONS_MAX, INTERNAL_CONNECTIONS_MAX);
     let rendered = Arc::new(probes::Rendered::default());
     let lifecycle = internal.lifecycle.clone();
-    accept::accept_until(listener, lifecycle.reached(Phase::Stopped), &internal.metrics, |stream, _| {
-        match gate.enter(Peer::Exempt, usize::MAX) {
+    accept::accept_until(
+        listener,
+        lifecycle.reached(Phase::Stopped),
+        &internal.metrics,
+        || gate.room(),
+        |stream, _| match gate.enter(Peer::Exempt, usize::MAX) {
             Ok(pass) => {
                 let connection = internal_connection(Arc::clone(&internal), Arc::clone(&rendered), stream, pass);
                 spawn(&internal.tasks, &internal.metrics, connection);
             }
             Err(reason) => internal.metrics.connects_failed.inc(reason),
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -209,6 +219,8 @@ fn spawn(
     connection: impl Future<Output = Result<(), Connect>> + Send + 'static,
 ) {
     let metrics = Arc::clone(metrics);
+    // Boxed before it is wrapped: each wrapper would copy its two kilobytes once more.
+    let connection = Box::pin(connection);
     tasks.spawn(async move {
         // What a panic leaves behind is dropped with the future; what is shared has locks that do not poison.
         let ended = AssertUnwindSafe(connection).catch_unwind().await.unwrap_or_else(|_| {

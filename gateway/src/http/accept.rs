@@ -51,21 +51,27 @@ impl Accept for TcpListener {
     }
 }
 
-/// Gives each connection to `handle`, until `end`. Takes the listener with it: when this returns, it is closed.
-pub(super) async fn accept_until(
+/// Gives each connection to `handle`, until `end`; before each it waits for `room`. Takes the listener with it: when
+/// this returns, it is closed.
+pub(super) async fn accept_until<R: Future<Output = ()> + Send>(
     mut listener: impl Accept,
     end: impl Future<Output = ()> + Send,
     metrics: &Metrics,
+    room: impl Fn() -> R + Send,
     mut handle: impl FnMut(TcpStream, SocketAddr) + Send,
 ) {
     let mut end = pin!(end);
     let mut failures: u64 = 0;
     loop {
         // Biased: an end comes before work. Both arms are cancel safe: a connection is taken only when it is returned.
+        let accepting = async {
+            room().await;
+            std::future::poll_fn(|cx| listener.poll_accept(cx)).await
+        };
         let accepted = tokio::select! {
             biased;
             () = &mut end => return,
-            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
+            accepted = accepting => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -136,7 +142,7 @@ mod tests {
         let metrics = Metrics::default();
         let listener = Failing { errors, at: Vec::new(), done: Some(done) };
         let ended = async { ended.await.expect("sent") };
-        let accepting = accept_until(listener, ended, &metrics, |_, _| unreachable!("no connection came"));
+        let accepting = accept_until(listener, ended, &metrics, || async {}, |_, _| unreachable!("no connection came"));
         let driving = async {
             let at = seen.await.expect("all errors were met");
             let pauses: Vec<u128> = at.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
@@ -155,10 +161,17 @@ mod tests {
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let mut end = Some(end);
         let metrics = Metrics::default();
-        let accepting = accept_until(listener, async { ended.await.expect("sent") }, &metrics, |_, peer| {
-            assert_eq!(peer.ip().to_canonical(), std::net::Ipv4Addr::LOCALHOST);
-            let _ = end.take().map(|end| end.send(()));
-        });
+        let ended = async { ended.await.expect("sent") };
+        let accepting = accept_until(
+            listener,
+            ended,
+            &metrics,
+            || async {},
+            |_, peer| {
+                assert_eq!(peer.ip().to_canonical(), std::net::Ipv4Addr::LOCALHOST);
+                let _ = end.take().map(|end| end.send(()));
+            },
+        );
         let (_, connected) = tokio::join!(accepting, TcpStream::connect(("127.0.0.1", port)));
         assert!(connected.is_ok());
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "closed");
