@@ -171,11 +171,15 @@ impl Socket {
         self.phase == Phase::Leaving
     }
 
-    /// Begins to say goodbye.
+    /// Begins to say goodbye, once. Who is not let in yet has nobody to say it to: what comes next is the server's
+    /// answer to the request, and no frame.
     ///
     /// # Errors
     /// [`End`] when the connection is gone already.
     pub(crate) fn leave(&mut self) -> Result<(), End> {
+        if self.phase != Phase::Open {
+            return Ok(());
+        }
         self.phase = Phase::Leaving;
         self.send(Opcode::Close, &1000u16.to_be_bytes())
     }
@@ -310,12 +314,16 @@ impl Socket {
                     self.message(meaning, payload, shared)?;
                 }
                 Opcode::Binary => return Err(End::Broke("a binary message")),
-                Opcode::Ping => self.send(Opcode::Pong, payload)?,
+                Opcode::Ping if self.phase == Phase::Open => self.send(Opcode::Pong, payload)?,
+                // After our close frame nothing may follow (RFC 6455 section 5.5.1).
+                Opcode::Ping => {}
                 Opcode::Pong => {}
                 Opcode::Close => {
                     let (code, reason) = frame::close_reason(payload);
-                    // It is over, whether our answer still gets through or not.
-                    let _ = self.send(Opcode::Close, &payload[..payload.len().min(2)]);
+                    if self.phase == Phase::Open {
+                        // It is over, whether our answer still gets through or not.
+                        let _ = self.send(Opcode::Close, &payload[..payload.len().min(2)]);
+                    }
                     return Err(End::Closed(code, reason));
                 }
             }
@@ -346,7 +354,7 @@ impl Socket {
             shared.awaited = shared.awaited.saturating_sub(1);
             shared.tally.began(self.waited());
         }
-        if meaning == Meaning::Ping && shared.answer_pings == YesNo::Yes {
+        if meaning == Meaning::Ping && shared.answer_pings == YesNo::Yes && self.phase == Phase::Open {
             shared.tally.pongs += 1;
             self.send(Opcode::Text, br#"{"type":"pong"}"#)?;
         }

@@ -65,7 +65,6 @@ fn all_come_back_after_a_storm() {
 }
 
 #[test]
-#[ignore = "the floor, which is only there to compare with, now and then cuts a frame when its sockets churn"]
 fn lives_end_and_begin_again() {
     let floor = Floor::start();
     let output = floor.test(&["soak", "--connections", "20", "--life-min", "20ms", "--life-max", "60ms"]);
