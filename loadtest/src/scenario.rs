@@ -79,7 +79,7 @@ pub(crate) fn run(command: Option<Command>, plain: Common) -> anyhow::Result<(Ve
             lives = Some((life_min, life_max.max(life_min)));
             (Kind::Soak, common)
         }
-        Some(Command::Serve(_) | Command::Worker) => bail!("not a test"),
+        Some(Command::Serve(_) | Command::Bare(_) | Command::Worker) => bail!("not a test"),
     };
     let mut plan = plan(kind, &common)?;
     plan.job.lives = lives;

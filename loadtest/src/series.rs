@@ -94,7 +94,8 @@ fn row((figure, of): Figure, rounds: &[Round]) -> Option<Row> {
     Some(Row { figure, median, beside: beside.collect() })
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     let lower = *values.get((values.len() - 1) / 2)?;

@@ -74,6 +74,19 @@ fn lives_end_and_begin_again() {
 }
 
 #[test]
+fn the_floor_is_compared_with_a_bare_loop() {
+    let bare = |limit| {
+        let args = ["bare", "--connections", "50", "--rounds", "3", "--json", "--max-ratio", limit];
+        Command::new(PROGRAM).args(args).output().expect("it runs")
+    };
+    let (kept, broken) = (bare("1000"), bare("0.001"));
+    assert_eq!((kept.status.code(), broken.status.code()), (Some(0), Some(1)), "{kept:?} {broken:?}");
+    for figure in ["bare_us", "floor_us", "ratio"] {
+        assert!(report(&kept)[figure].as_f64() > Some(0.0), "{kept:?}");
+    }
+}
+
+#[test]
 fn exit_codes() {
     let floor = Floor::start();
     let broken = floor.test(&["idle", "--connections", "2", "--min-pings", "1"]);
