@@ -64,6 +64,15 @@ bench-fanout bench-storm bench-slow bench-connect bench-soak: bench-%: redis-ser
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/bench.sh $* $(TARGET)/release $(BENCH_ARGS)
 
+.PHONY: bench-floor
+bench-floor: ## Is the plain send loop that the others are compared with within 5 % of a bare loop of send(2)?
+	$(CARGO) build -q --locked --release -p loadtest
+	$(TARGET)/release/loadtest bare --max-ratio 1.05 $(BENCH_ARGS)
+
+.PHONY: bench-uring
+bench-uring: ## What io_uring would save of a send(2) per socket (ADR 16)
+	$(CARGO) run -q --locked --release -p loadtest --features uring --example uring
+
 .PHONY: million
 million: redis-server ## A million sockets over 53 gateways on one Redis (SOCKETS=100000 for fewer); needs 16 GiB
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
