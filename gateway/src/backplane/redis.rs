@@ -12,6 +12,7 @@
 //! Deliberately absent: a pool (one connection carries far more than the nodes of one site ask for), reads from
 //! replicas (they lag, and a lagging lease is a lie), and a cache (what is remembered is not the truth).
 
+mod admissions;
 mod connection;
 mod members;
 mod presence;
@@ -45,6 +46,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::admissions::Admissions;
 use self::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
 use self::refusals::Refusals;
 use self::reply::Reply;
@@ -67,6 +69,7 @@ pub struct RedisBackplane {
     options: Options,
     /// How long this node's membership lasts: what [`scripts`] prolong others by when Redis itself was away.
     member_lease_ms: AtomicU64,
+    admissions: Admissions,
     /// Builds the connection of a subscription.
     builder: Builder,
     refusals: Refusals,
@@ -92,7 +95,8 @@ impl RedisBackplane {
         let open = |client, role| Link::open(client, role, questions(), Arc::clone(&metrics), &tasks, &end);
         let (commands, reader) = (open(build()?, Role::Commands), open(build()?, Role::Reads));
         tracing::info!(%node, prefix = settings.keys.prefix(), "backplane is redis");
-        Ok(Arc::new(Self {
+        let (admissions, asked) = Admissions::channel();
+        let backplane = Arc::new(Self {
             keys: settings.keys.clone(),
             scripts: Scripts::new(),
             commands,
@@ -105,13 +109,22 @@ impl RedisBackplane {
                 ..Options::default()
             },
             member_lease_ms: AtomicU64::new(millis(MEMBER_LEASE)),
+            admissions,
             builder,
             refusals: Refusals::default(),
             metrics,
             tasks,
             _end: end.clone().drop_guard(),
             end,
-        }))
+        });
+        let (end, asking) = (backplane.end.clone(), admissions::ask_all(Arc::downgrade(&backplane), asked));
+        backplane.tasks.spawn(async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = asking => {}
+            }
+        });
+        Ok(backplane)
     }
 
     /// Says goodbye to Redis and waits until every task has ended: at most half a second. Calls fail from then on.
@@ -215,7 +228,7 @@ impl Backplane for RedisBackplane {
     }
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.counted(self.admit_sockets(request).await)
+        self.counted(self.admissions.ask(*request).await)
     }
 
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

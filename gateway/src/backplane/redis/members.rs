@@ -1,4 +1,4 @@
-//! Membership, and the cap of sockets per address that rests on it.
+//! Membership, and the counts of sockets per address that rest on it ([`super::admissions`] asks for more of them).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use shared::ids::NodeId;
 use super::connection::OTHER_SCHEMA;
 use super::reply::{ODD_REPLY, hex};
 use super::{RedisBackplane, millis, number, text};
-use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
+use crate::backplane::{AddressHash, BackplaneError, BeatReply, Join, Result, Standing};
 
 /// Addresses that one script writes: some 1 ms of Redis's one thread.
 const COUNTS_PER_SCRIPT: usize = 500;
@@ -38,24 +38,6 @@ impl RedisBackplane {
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
         let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
-    }
-
-    pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
-        let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
-        let arguments = vec![
-            text(&request.node),
-            number(request.held),
-            number(request.wanted),
-            number(request.cap),
-            self.member_lease(),
-        ];
-        let mut reply = self.run(&self.scripts.admit, keys, arguments).await?;
-        match reply.text()?.as_str() {
-            "granted" => Ok(AdmitReply::Granted),
-            "refused" => Ok(AdmitReply::Refused { counted: reply.parse()? }),
-            "gone" => Ok(AdmitReply::Gone),
-            _ => Err(ODD_REPLY),
-        }
     }
 
     pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
