@@ -8,7 +8,7 @@ use crate::args::{Command, Common, SlowArgs, SoakArgs, Target};
 use crate::control::{Job, SlowManner};
 use crate::lead::{Middle, Plan, PublishFrom, Source};
 use crate::report::Report;
-use crate::series::{Round, Series};
+use crate::series::{Round, Series, WITHOUT};
 use crate::serve::Served;
 
 /// Descriptors besides the sockets: the standard three, the poll, the producer, `/proc`.
@@ -100,7 +100,7 @@ pub(crate) fn run(command: Option<Command>, plain: Common) -> anyhow::Result<(Ve
         if kind == Kind::Slow {
             let mut without = plan.clone();
             without.job.slow_share = 0.0;
-            beside.push(("without".to_owned(), without.run()?));
+            beside.push((WITHOUT.to_owned(), without.run()?));
             plan.first_number = without.after(&beside);
         }
         let mut subject = plan.run()?;

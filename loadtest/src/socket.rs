@@ -66,8 +66,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn now_ms(&self) -> u32 {
-        u32::try_from(self.read_at.duration_since(self.origin).as_millis()).unwrap_or(u32::MAX)
+    /// This thread's clock at `moment`.
+    pub(crate) fn ms(&self, moment: Instant) -> u32 {
+        u32::try_from(moment.duration_since(self.origin).as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -338,14 +339,15 @@ impl Socket {
 
     fn message(&mut self, meaning: Meaning, text: &[u8], shared: &mut Shared) -> Result<(), End> {
         shared.tally.messages.add(meaning, text.len());
-        let (began, before) = (self.auditor.has_begun(), self.auditor.last());
+        let (began, before, tick) = (self.auditor.has_begun(), self.auditor.last(), self.auditor.tick());
         let finding = self.auditor.judge(meaning, shared.slots);
         if let Some(finding) = finding {
             shared.tally.found(finding, text);
         }
         match meaning {
             Meaning::Event { number: Some(number) } => self.age(number, text, shared),
-            Meaning::Init { .. } => self.state_came(shared),
+            // Who comes again and is told the number that it had knows nothing new.
+            Meaning::Init { .. } if self.auditor.tick() != tick => self.state_came(shared),
             Meaning::Update { stale: false, .. } if finding.is_none() => self.state_came(shared),
             _ => {}
         }
@@ -373,7 +375,7 @@ impl Socket {
     }
 
     fn state_came(&mut self, shared: &mut Shared) {
-        let now_ms = shared.now_ms();
+        let now_ms = shared.ms(shared.read_at);
         if let (Some(gap), Reader::Prompt) = (self.auditor.state_came(now_ms), self.reader) {
             shared.tally.state_gap.record_duration(gap);
         }

@@ -155,6 +155,7 @@ impl Swarm {
         }
         let behind = self.behind(self.control.last_number());
         self.shared.tally.count("socket without the last events", u64::from(behind));
+        self.note_waits();
         self.shared.tally.open_at_end = self.sockets.iter().flatten().filter(|socket| socket.is_open()).count() as u64;
         self.leave()?;
         self.judge();
@@ -427,6 +428,18 @@ impl Swarm {
             }
         }
         Ok(())
+    }
+
+    /// Who still waits for a new state has waited so long: a tick that never came is no gap that ended.
+    fn note_waits(&mut self) {
+        let now_ms = self.shared.ms(Instant::now());
+        let prompt = self.sockets.iter().flatten().filter(|socket| socket.reader == Reader::Prompt);
+        let longest = prompt.filter_map(|socket| socket.auditor.waits_for_state(now_ms)).max();
+        // One figure, and only if it is the worst: the others' waits are not over and would shorten the average.
+        let gaps = &mut self.shared.tally.state_gap;
+        if let Some(wait) = longest.filter(|wait| gaps.longest().is_some_and(|worst| *wait > worst)) {
+            gaps.record_duration(wait);
+        }
     }
 
     /// What can be judged at the end only.

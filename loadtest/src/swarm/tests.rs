@@ -209,3 +209,33 @@ fn a_life_does_not_end_before_it_has_begun() {
     swarm.serve_until(Instant::now() + OPEN_WITHIN, leaves).expect("a poll");
     assert!(leaves(&swarm), "it leaves once it has begun");
 }
+
+/// A swarm whose client has got these texts.
+fn swarm_that_got(texts: &[&str]) -> Swarm {
+    let (mut swarm, mut stream) = one_that_waits();
+    stream.write_all(&[SWITCHING.as_bytes(), &frames(texts)].concat()).expect("the client reads");
+    let count = texts.len() as u64;
+    let has_all = |swarm: &Swarm| swarm.shared.tally.messages.total() == count;
+    swarm.serve_until(Instant::now() + OPEN_WITHIN, has_all).expect("a poll");
+    swarm
+}
+
+#[test]
+fn the_number_that_it_had_is_no_new_state() {
+    let gaps = |texts: &[&str]| swarm_that_got(texts).shared.tally.state_gap.count();
+    assert_eq!(gaps(&[INIT, UPDATE]), 1);
+    let same = UPDATE.replace("realtime_update", "init");
+    assert_eq!(gaps(&[INIT, UPDATE, &same]), 1);
+    assert_eq!(gaps(&[INIT, UPDATE, &same.replace("30:05Z", "30:10Z")]), 2);
+}
+
+#[test]
+fn a_tick_that_never_comes_is_a_gap_too() {
+    let mut swarm = swarm_that_got(&[INIT, UPDATE]);
+    swarm.note_waits();
+    let long = Duration::from_secs(20);
+    assert!(swarm.shared.tally.state_gap.longest() < Some(long));
+    swarm.shared.origin = swarm.shared.origin.checked_sub(long).expect("the machine has run for long enough");
+    swarm.note_waits();
+    assert!(swarm.shared.tally.state_gap.longest() >= Some(long));
+}
