@@ -54,14 +54,15 @@ bench-idle: redis-server ## Memory and CPU of idle sockets: the slope from 2,000
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/idle.sh $(TARGET)/release
 
-.PHONY: bench-fanout bench-storm bench-slow bench-connect bench-most bench-soak
+.PHONY: bench-fanout bench-storm bench-slow bench-accept bench-connect bench-most bench-soak
 bench-fanout: ## Cost of a delivery to 10,000 sockets, beside a plain send loop; most deliveries per second
 bench-storm: ## 10,000 clients drop and come again at once
 bench-slow: ## What the others notice while a tenth of the clients hardly reads, and what memory that takes
-bench-connect: ## Cost of a handshake, beside a plain accept loop
+bench-connect: ## Cost of a handshake with Redis, beside a plain accept loop
+bench-accept: ## Cost of a handshake without Redis, beside the same
 bench-most: ## 19,000 sockets on one node: all get init, all stay through three heartbeats
 bench-soak: ## 3,000 clients come and go for half an hour
-bench-fanout bench-storm bench-slow bench-connect bench-most bench-soak: bench-%: redis-server
+bench-fanout bench-storm bench-slow bench-accept bench-connect bench-most bench-soak: bench-%: redis-server
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/bench.sh $* $(TARGET)/release $(BENCH_ARGS)
 

@@ -4,6 +4,11 @@
 //! once spins while descriptors are short. So errors of the *connection* (it was reset before it was accepted) go on
 //! with the next one, and all others pause for [`PAUSE`], which leaves time for sockets to end. Either is counted.
 
+//!
+//! In a crowd ([`Crowd`]) the loop looks at the queue once a millisecond and takes all that stand there. Taken one by one
+//! as they come, each client would wake this process twice, for its connection and for its request, and to wake costs
+//! more than to accept; taken together, their requests have come as well. A lone client is accepted at once.
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +18,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::metrics::{Connect, Metrics};
 
@@ -21,6 +27,38 @@ use crate::metrics::{Connect, Metrics};
 const BACKLOG: i32 = 8192;
 /// How long to wait when accepting fails for want of something.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// In a crowd, how long those who come are left to gather in the queue.
+const GATHERED_FOR: Duration = Duration::from_millis(1);
+
+/// Whether clients come faster than one per millisecond.
+#[derive(Debug)]
+struct Crowd {
+    since: Instant,
+    count: u32,
+}
+
+impl Crowd {
+    /// So many within [`Self::WINDOW`] are a crowd.
+    const COUNT: u32 = 8;
+    const WINDOW: Duration = Duration::from_millis(8);
+
+    fn new(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+
+    /// Somebody came.
+    fn came(&mut self, now: Instant) {
+        if now.duration_since(self.since) > Self::WINDOW {
+            *self = Self::new(now);
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn is_here(&self, now: Instant) -> bool {
+        self.count >= Self::COUNT && now.duration_since(self.since) <= Self::WINDOW
+    }
+}
 
 /// A listening socket. An IPv6 wildcard (`[::]`) takes IPv4 as well.
 ///
@@ -62,10 +100,18 @@ pub(super) async fn accept_until<R: Future<Output = ()> + Send>(
 ) {
     let mut end = pin!(end);
     let mut failures: u64 = 0;
+    let mut crowd = Crowd::new(Instant::now());
     loop {
         // Biased: an end comes before work. Both arms are cancel safe: a connection is taken only when it is returned.
         let accepting = async {
             room().await;
+            let waiting = std::future::poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await;
+            if let Poll::Ready(accepted) = waiting {
+                return accepted;
+            }
+            if crowd.is_here(Instant::now()) {
+                tokio::time::sleep(GATHERED_FOR).await;
+            }
             std::future::poll_fn(|cx| listener.poll_accept(cx)).await
         };
         let accepted = tokio::select! {
@@ -79,6 +125,7 @@ pub(super) async fn accept_until<R: Future<Output = ()> + Send>(
                     tracing::info!(failures, "accepting again");
                     failures = 0;
                 }
+                crowd.came(Instant::now());
                 handle(stream, peer);
             }
             Err(error) => {
@@ -130,6 +177,20 @@ mod tests {
             };
             Poll::Ready(Err(error))
         }
+    }
+
+    #[test]
+    fn a_crowd_is_one_client_per_millisecond() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut crowd = Crowd::new(start);
+        (1..8).for_each(|n| crowd.came(at(n)));
+        assert!(!crowd.is_here(at(8)));
+        crowd.came(at(8));
+        assert!(crowd.is_here(at(8)));
+        assert!(!crowd.is_here(at(9)), "they may have been the last");
+        (0..100).for_each(|n| crowd.came(at(20 + 2 * n)));
+        assert!(!crowd.is_here(at(220)), "a steady trickle is none");
     }
 
     // EMFILE, ENFILE, ENOBUFS and ENOMEM wait; ECONNABORTED does not; nothing ends the loop.
