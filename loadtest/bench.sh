@@ -11,6 +11,8 @@
 #   soak      3,000 clients that come and go, half an hour
 # RUNS=5 alternating rounds, SOCKETS=10000 (most: 19000) and SECONDS_EACH=20 can be set. Options go to the load tester.
 set -euo pipefail
+# shellcheck source=loadtest/rig.sh
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
 readonly scenario=$1 bin=$2
 shift 2
@@ -30,19 +32,16 @@ finish() {
     rm -rf "$dir"
 }
 trap finish EXIT
+trap 'exit 130' INT TERM
 
+start_redis $redis_port "$dir"
 # What a handshake costs without Redis is measured without it.
 backplane=redis://127.0.0.1:$redis_port
 [ "$scenario" != accept ] || backplane=''
-redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
-redis_pid=$!
 REDIS_URL=$backplane GATEWAY_LISTEN=$public GATEWAY_INTERNAL_LISTEN=$internal \
     GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=1s GATEWAY_LOG=warn ${GATEWAY_RUN:-} "$bin/gateway" &
 gateway_pid=$!
-for _ in $(seq 100); do
-    "$bin/gateway" --healthcheck "$internal" 2> /dev/null && break
-    sleep 0.1
-done
+await_gateway "$bin/gateway" "$internal" "$gateway_pid"
 
 # $1: the scenario; the rest: options.
 loadtest() {

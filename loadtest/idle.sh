@@ -7,6 +7,8 @@
 # FEW=2000 and MANY=18000 sockets (a process may have 20,000 descriptors), SECONDS_IDLE=600. Exit code 1 when the slope
 # is above BYTES_MAX=972 (0.95 KiB), an empty process above EMPTY_KIB_MAX=16384, or an audit finds something.
 set -euo pipefail
+# shellcheck source=loadtest/rig.sh
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
 readonly bin=$1 few=${FEW:-2000} many=${MANY:-18000} seconds=${SECONDS_IDLE:-600}
 readonly bytes_max=${BYTES_MAX:-972} empty_kib_max=${EMPTY_KIB_MAX:-16384}
@@ -43,12 +45,7 @@ start_gateway() {
         GATEWAY_INTERNAL_LISTEN=${internal[$at]} GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=1s GATEWAY_LOG=warn \
         "$bin/gateway" &
     gateway[$at]=$!
-    for _ in $(seq 100); do
-        "$bin/gateway" --healthcheck "${internal[$at]}" 2> /dev/null && return
-        sleep 0.1
-    done
-    echo 'a gateway did not become ready' >&2
-    exit 2
+    await_gateway "$bin/gateway" "${internal[$at]}" "${gateway[$at]}"
 }
 
 # $1: when.
@@ -60,8 +57,7 @@ slope() {
     [ "$bytes" -le "$bytes_max" ] || broken "$bytes bytes per socket, at most $bytes_max wanted"
 }
 
-redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
-redis_pid=$!
+start_redis $redis_port "$dir"
 start_gateway "$few" 7400
 start_gateway "$many" 7402
 sleep $settle
@@ -70,14 +66,14 @@ for n in $few $many; do
     echo "empty: ${empty[$n]} KiB"
     [ "${empty[$n]}" -le "$empty_kib_max" ] || broken "${empty[$n]} KiB, at most $empty_kib_max wanted"
 done
+opening=$((many / rate))
 for n in $few $many; do
-    # The test ends after the last look at the gateways.
+    # Both tests end after the last look at the gateways.
     "$bin/loadtest" idle --url "ws://${public[$n]}/ws/analytics" --connections "$n" --processes 0 --rate $rate/s \
-        --duration $((seconds + 15))s --pid "${gateway[$n]}" --metrics "http://${internal[$n]}/metrics" \
+        --duration $((opening - n / rate + seconds + 15))s --pid "${gateway[$n]}" --metrics "http://${internal[$n]}/metrics" \
         > "$dir/audit-$n" 2>&1 &
     loadtest[$n]=$!
 done
-opening=$((many / rate))
 sleep $((opening + (three_pings < seconds ? three_pings : seconds)))
 slope 'after three pings'
 before=$(cpu_ticks "${gateway[$many]}")

@@ -8,6 +8,8 @@
 # Needs about 10 KiB of free memory per socket (both ends are on this machine). Pings come every 30 s as always,
 # snapshots every 30 s.
 set -euo pipefail
+# shellcheck source=loadtest/rig.sh
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
 readonly bin=$1 sockets=${2:-1000000}
 readonly gateways=${3:-$(((sockets + 18999) / 19000))}
@@ -54,9 +56,8 @@ if [ $((sockets * 10)) -gt "$free_kib" ]; then
     exit 2
 fi
 
-redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
-redis_pid=$!
-options=(--metrics "http://127.0.100.1:$internal_port/metrics")
+start_redis $redis_port "$dir"
+options=()
 for n in $(seq "$gateways"); do
     host=127.0.100.$n
     REDIS_URL=redis://127.0.0.1:$redis_port GATEWAY_LISTEN=$host:$port GATEWAY_INTERNAL_LISTEN=$host:$internal_port \
@@ -66,12 +67,7 @@ for n in $(seq "$gateways"); do
     options+=(--url "ws://$host:$port/ws/analytics" --pid $!)
 done
 for n in $(seq "$gateways"); do
-    for _ in $(seq 300); do
-        "$bin/gateway" --healthcheck "127.0.100.$n:$internal_port" 2> /dev/null && continue 2
-        sleep 0.1
-    done
-    echo "gateway $n did not become ready" >&2
-    exit 1
+    await_gateway "$bin/gateway" "127.0.100.$n:$internal_port" "${gateway_pids[$n - 1]}"
 done
 echo "$gateways gateways are ready"
 
@@ -91,7 +87,9 @@ while kill -0 "$loadtest_pid" 2> /dev/null; do
         at_most most_one "${kib:-0}"
     done
     at_most most_gateways $sum
-    read -ra children < "/proc/$loadtest_pid/task/$loadtest_pid/children" 2> /dev/null || children=()
+    children=()
+    # The line has no end, which read tells as a failure.
+    read -ra children 2> /dev/null < "/proc/$loadtest_pid/task/$loadtest_pid/children" || true
     kib=$(rss_kib "$loadtest_pid" "${children[@]}")
     at_most most_clients "${kib:-0}"
     ticks=$(cpu_ticks "$loadtest_pid" "${children[@]}")
@@ -108,7 +106,7 @@ mib() { echo "$(($1 / 1024)) MiB"; }
 echo "most RSS   gateways $(mib $most_gateways) ($(mib "$most_one") the largest), clients $(mib $most_clients)," \
     "Redis $(mib "$most_redis")"
 echo "kernel     $(mib $most_kernel) more at most, $((most_kernel * 1024 / sockets)) bytes per socket with its client"
-seconds_of() { echo "$(($1 / 100)) s"; }
+seconds_of() { echo "$(($1 / 100)).$(($1 / 10 % 10)) s"; }
 echo "CPU        gateways $(seconds_of "$(cpu_ticks "${gateway_pids[@]}")"), clients $(seconds_of $clients_ticks)," \
     "Redis $(seconds_of "$(cpu_ticks "$redis_pid")"); $SECONDS s from begin to end"
 sort "$dir/gateways.log" | cut -c 28- | uniq -c | sort -rn | head -5
