@@ -9,6 +9,7 @@
 //! shown by a later event which would have come after it.
 
 mod cap;
+mod cap_model;
 mod cluster;
 mod contract;
 mod embedded;
