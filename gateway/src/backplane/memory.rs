@@ -288,7 +288,7 @@ impl Backplane for MemoryBackplane {
         Ok(self.with(|state, now| {
             let standing = state.members.beat(node, join, millis(lease), now);
             state.visitors.forget_nodes(|node| !state.members.is_known(node));
-            BeatReply { standing, generation, members: state.members.alive(now), now }
+            BeatReply { standing, generation, server: String::new(), members: state.members.alive(now), now }
         }))
     }
 
@@ -302,11 +302,11 @@ impl Backplane for MemoryBackplane {
     }
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.with(|state, now| state.members.admit(request, now)).ok_or(BackplaneError::Backpressure)
+        self.with(|state, now| state.members.admit(request, now))
     }
 
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.with(|state, _| state.members.set_counts(node, counts)).ok_or(BackplaneError::Backpressure)
+    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.with(|state, _| state.members.set_counts(node, number, counts))
     }
 
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {

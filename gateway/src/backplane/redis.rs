@@ -218,8 +218,8 @@ impl Backplane for RedisBackplane {
         self.counted(self.admit_sockets(request).await)
     }
 
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.counted(self.write_counts(node, counts).await)
+    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.counted(self.write_counts(node, number, counts).await)
     }
 
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {

@@ -105,7 +105,7 @@ impl World {
 
     fn other_admits(&self, held: u32, wanted: u32) -> Admit {
         let address = address_hash(&SECRET, CLIENT);
-        Admit { node: NodeId::from_random(2), address, held, wanted, cap: CAP }
+        Admit { node: NodeId::from_random(2), number: 1, address, held, wanted, cap: CAP }
     }
 }
 

@@ -23,26 +23,57 @@ const STEPS_MAX: usize = 80;
 /// What happens.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Connect { node: usize, client: usize, host: u16 },
+    Connect {
+        node: usize,
+        client: usize,
+        host: u16,
+    },
     /// A handshake is given up while it is being decided.
-    Abandon { node: usize, which: usize },
-    Disconnect { node: usize, which: usize },
-    Pass { ms: u64 },
-    Link { node: usize, link: Link },
+    Abandon {
+        node: usize,
+        which: usize,
+    },
+    Disconnect {
+        node: usize,
+        which: usize,
+    },
+    Pass {
+        ms: u64,
+    },
+    Link {
+        node: usize,
+        link: Link,
+    },
     /// The same for all: the backplane is away, or back.
-    LinkAll { link: Link },
+    LinkAll {
+        link: Link,
+    },
     /// A node's connection breaks; what was sent may arrive later.
-    Cut { node: usize },
+    Cut {
+        node: usize,
+    },
     /// One call is carried out, where that is done by hand.
-    Carry { node: usize },
+    Carry {
+        node: usize,
+    },
     /// One answer arrives.
-    Answer { node: usize },
+    Answer {
+        node: usize,
+    },
     /// A call of a connection that is gone arrives.
-    Late { which: usize },
-    Pause { node: usize },
-    Resume { node: usize },
+    Late {
+        which: usize,
+    },
+    Pause {
+        node: usize,
+    },
+    Resume {
+        node: usize,
+    },
     /// A node is killed and another started.
-    Kill { node: usize },
+    Kill {
+        node: usize,
+    },
     /// What the backplane knows now is on its disk.
     Save,
     /// The backplane is restarted, and knows what was on its disk.
@@ -142,4 +173,12 @@ fn random_steps_on_the_embedded_backplane() {
 #[test]
 fn random_steps_on_redis() {
     storm(&Redis::start(), 60);
+}
+
+// Inv. CAP
+#[test]
+#[ignore = "minutes"]
+fn acceptance_many_random_steps() {
+    storm(&Memory::new(), 20_000);
+    storm(&Redis::start(), 2_000);
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use shared::ids::NodeId;
 
-use super::super::{AddressHash, Admit, AdmitReply, Join, Millis, Standing};
+use super::super::{AddressHash, Admit, AdmitReply, BackplaneError, Join, Millis, Result, Standing};
 
 /// Addresses that are counted at one time; far above the sockets of one node.
 pub(super) const ADDRESSES_MAX: usize = 1_000_000;
@@ -21,6 +21,8 @@ pub(super) const MEMBERS_MAX: usize = 1024;
 pub(super) struct Members {
     nodes: HashMap<NodeId, Member>,
     addresses: HashMap<AddressHash, Vec<(NodeId, u32)>>,
+    /// The number of each node's newest request about sockets.
+    newest: HashMap<NodeId, u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,7 @@ struct Member {
 impl Members {
     /// Prolongs or makes a membership, and forgets those that ran out.
     pub(super) fn beat(&mut self, node: NodeId, join: Join, lease: Millis, now: Millis) -> Standing {
-        self.revive_all(now);
+        self.bury_or_revive(now);
         let member = Member { until: now.saturating_add(lease), lease };
         let standing = match (join, self.is_alive(node, now)) {
             // Inv. BOUND
@@ -43,16 +45,12 @@ impl Members {
             }
             (Join::Stay, false) => Standing::Gone,
         };
-        let before = self.nodes.len();
-        self.nodes.retain(|_, member| now < member.until);
-        if self.nodes.len() < before {
-            self.forget_strangers();
-        }
         standing
     }
 
     /// Ends a membership.
     pub(super) fn leave(&mut self, node: NodeId) {
+        self.newest.remove(&node);
         if self.nodes.remove(&node).is_some() {
             self.forget_strangers();
         }
@@ -76,12 +74,17 @@ impl Members {
         if alive.is_empty() { self.nodes.keys().copied().collect() } else { alive }
     }
 
-    /// Lets sockets in, up to the cap over all that live. `None` when there are too many addresses.
-    pub(super) fn admit(&mut self, request: &Admit, now: Millis) -> Option<AdmitReply> {
-        self.revive_all(now);
+    /// Lets sockets in, up to the cap over all that live.
+    ///
+    /// # Errors
+    /// [`BackplaneError::Backpressure`] when there are too many addresses, [`BackplaneError::Timeout`] when a later
+    /// request of the node was carried out already.
+    pub(super) fn admit(&mut self, request: &Admit, now: Millis) -> Result<AdmitReply> {
+        self.bury_or_revive(now);
         if !self.is_alive(request.node, now) {
-            return Some(AdmitReply::Gone);
+            return Ok(AdmitReply::Gone);
         }
+        self.in_time(request.node, request.number)?;
         // Inv. CAP: what others hold comes first; what is granted is counted in the same step.
         let others: u32 = self
             .addresses
@@ -98,12 +101,15 @@ impl Members {
             (counted, AdmitReply::Refused { counted })
         };
         self.set_count(request.node, request.address, counted)?;
-        Some(reply)
+        Ok(reply)
     }
 
-    /// Notes what a node holds; that of no member does not count. `None` when there are too many addresses; those
-    /// before are noted then.
-    pub(super) fn set_counts(&mut self, node: NodeId, counts: &[(AddressHash, u32)]) -> Option<()> {
+    /// Notes what a node holds; that of no member does not count.
+    ///
+    /// # Errors
+    /// Those of [`Self::admit`]; when there are too many addresses, those before are noted.
+    pub(super) fn set_counts(&mut self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.in_time(node, number)?;
         counts.iter().try_for_each(|(address, count)| self.set_count(node, *address, *count))
     }
 
@@ -114,10 +120,25 @@ impl Members {
         }
     }
 
-    fn set_count(&mut self, node: NodeId, address: AddressHash, count: u32) -> Option<()> {
+    /// Inv. CAP: what a node said of its sockets before it gave up waiting is not to overwrite what it said since.
+    fn in_time(&mut self, node: NodeId, number: u64) -> Result<()> {
+        // Inv. BOUND: one process, or a few in tests; of more, those are forgotten that are no members.
+        if self.newest.len() >= MEMBERS_MAX && !self.newest.contains_key(&node) {
+            let nodes = &self.nodes;
+            self.newest.retain(|node, _| nodes.contains_key(node));
+        }
+        let newest = self.newest.entry(node).or_default();
+        if number < *newest {
+            return Err(BackplaneError::Timeout);
+        }
+        *newest = number;
+        Ok(())
+    }
+
+    fn set_count(&mut self, node: NodeId, address: AddressHash, count: u32) -> Result<()> {
         // Inv. BOUND
         if count > 0 && self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&address) {
-            return None;
+            return Err(BackplaneError::Backpressure);
         }
         let holders = self.addresses.entry(address).or_default();
         holders.retain(|(holder, _)| *holder != node);
@@ -127,14 +148,20 @@ impl Members {
         if holders.is_empty() {
             self.addresses.remove(&address);
         }
-        Some(())
+        Ok(())
     }
 
-    fn revive_all(&mut self, now: Millis) {
-        if self.alive(now) == 0 {
+    /// To be called before anybody is taken for dead. Inv. CAP: who was taken for dead once must stay it. Were he only
+    /// passed over, others could be let in in the place of his sockets, and he be revived with all later.
+    fn bury_or_revive(&mut self, now: Millis) {
+        let (alive, known) = (self.alive(now), self.nodes.len());
+        if alive == 0 {
             for member in self.nodes.values_mut() {
                 member.until = now.saturating_add(member.lease);
             }
+        } else if (alive as usize) < known {
+            self.nodes.retain(|_, member| now < member.until);
+            self.forget_strangers();
         }
     }
 
@@ -158,7 +185,7 @@ mod tests {
     const IP: AddressHash = AddressHash([7; 16]);
 
     fn admit(members: &mut Members, node: u64, held: u32, wanted: u32, now: Millis) -> AdmitReply {
-        let request = Admit { node: NodeId::from_random(node), address: IP, held, wanted, cap: 10 };
+        let request = Admit { node: NodeId::from_random(node), number: 1, address: IP, held, wanted, cap: 10 };
         members.admit(&request, now).expect("room for an address")
     }
 
@@ -198,10 +225,10 @@ mod tests {
         let a = NodeId::from_random(1);
         members.beat(a, Join::Enter, 6000, 0);
         assert_eq!(admit(&mut members, 1, 0, 3, 1), AdmitReply::Granted);
-        members.set_counts(a, &[(IP, 0)]).expect("zero needs no room");
+        members.set_counts(a, 1, &[(IP, 0)]).expect("zero needs no room");
         assert!(members.addresses.is_empty());
         assert_eq!(admit(&mut members, 1, 0, 3, 1), AdmitReply::Granted);
         members.leave(a);
-        assert!(members.addresses.is_empty() && members.nodes.is_empty());
+        assert!(members.addresses.is_empty() && members.nodes.is_empty() && members.newest.is_empty());
     }
 }

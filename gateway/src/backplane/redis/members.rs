@@ -20,7 +20,7 @@ impl RedisBackplane {
             Join::Enter => "enter",
             Join::Stay => "stay",
         };
-        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
+        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation(), self.keys.told()];
         let generation = hex(&rand::random::<[u8; 16]>());
         let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
@@ -32,38 +32,46 @@ impl RedisBackplane {
             }
             _ => return Err(ODD_REPLY),
         };
-        Ok(BeatReply { standing, generation: reply.text()?, members: reply.number()?, now: reply.parse()? })
+        let (generation, server) = (reply.text()?, reply.text()?);
+        Ok(BeatReply { standing, generation, server, members: reply.number()?, now: reply.parse()? })
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
-        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
+        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published(), self.keys.told()];
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
     pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
-        let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
+        let keys = vec![self.keys.nodes(), self.keys.address(request.address), self.keys.told()];
         let arguments = vec![
             text(&request.node),
             number(request.held),
             number(request.wanted),
             number(request.cap),
             self.member_lease(),
+            number(request.number),
         ];
         let mut reply = self.run(&self.scripts.admit, keys, arguments).await?;
         match reply.text()?.as_str() {
             "granted" => Ok(AdmitReply::Granted),
             "refused" => Ok(AdmitReply::Refused { counted: reply.parse()? }),
             "gone" => Ok(AdmitReply::Gone),
+            "late" => Err(BackplaneError::Timeout),
             _ => Err(ODD_REPLY),
         }
     }
 
-    pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+    pub(super) async fn write_counts(&self, node: NodeId, which: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
-            let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
-            let mut arguments = vec![text(&node)];
+            let addresses = batch.iter().map(|(address, _)| self.keys.address(address));
+            let keys = std::iter::once(self.keys.told()).chain(addresses).collect();
+            let mut arguments = vec![text(&node), number(which)];
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
-            self.run(&self.scripts.set_counts, keys, arguments).await?;
+            match self.run(&self.scripts.set_counts, keys, arguments).await?.text()?.as_str() {
+                "done" => {}
+                "late" => return Err(BackplaneError::Timeout),
+                _ => return Err(ODD_REPLY),
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gateway::admission::{Admission, AdmissionSettings, Permit, Refusal};
-use gateway::backplane::{AddressHash, Admit, AdmitReply, Backplane, Result};
+use gateway::backplane::{AddressHash, Admit, AdmitReply, Backplane, BeatReply, Join, Result};
 use gateway::clock::Clock;
 use gateway::cluster::BEAT_EVERY;
 use gateway::cluster::membership::{Membership, News};
@@ -71,6 +71,8 @@ struct Node {
     link: Link,
     paused: bool,
     membership: Membership,
+    /// The backplane's process that it has heard last.
+    heard: u32,
     beat_in: Duration,
     entered: u32,
     recovered: u32,
@@ -107,6 +109,7 @@ impl Node {
             link: Link::Up,
             paused: false,
             membership: Membership::default(),
+            heard: 0,
             beat_in: Duration::ZERO,
             entered: 0,
             recovered: 0,
@@ -149,7 +152,12 @@ impl Node {
 
     /// Polls everything under way once; true when something has happened. `admissions` counts those of the world.
     fn step(&mut self, admissions: &mut u64) -> bool {
-        self.step_handshakes(admissions) | self.step_chores() | self.begin_chores(*admissions)
+        let moved = self.step_handshakes(admissions) | self.step_chores() | self.begin_chores(*admissions);
+        for client in 0..CLIENTS {
+            // Nobody asks about sockets that are gone.
+            self.alone[client] = self.alone[client].filter(|_| self.held(client) > 0);
+        }
+        moved
     }
 
     fn step_handshakes(&mut self, admissions: &mut u64) -> bool {
@@ -220,8 +228,7 @@ impl Node {
         }
         let admission = Arc::clone(&self.admission);
         if self.entered > self.recovered && self.recovery.is_none() {
-            self.recovery =
-                Some((self.entered, admissions, async move { admission.readmit_all().await }.boxed()));
+            self.recovery = Some((self.entered, admissions, async move { admission.readmit_all().await }.boxed()));
             return true;
         }
         if !self.has_recovered() {
@@ -247,6 +254,8 @@ pub(super) struct World<'t, T> {
     late: Vec<Request>,
     admissions: u64,
     next_id: u64,
+    /// Counts the backplane's processes. A real one would take its time to start; who answers is said here.
+    server: u32,
 }
 
 impl<'t, T: Truth> World<'t, T> {
@@ -254,7 +263,7 @@ impl<'t, T: Truth> World<'t, T> {
     pub(super) async fn new(truth: &'t T) -> Self {
         truth.lose_data().await;
         truth.save().await;
-        let mut world = Self { truth, nodes: Vec::new(), late: Vec::new(), admissions: 0, next_id: 1 };
+        let mut world = Self { truth, nodes: Vec::new(), late: Vec::new(), admissions: 0, next_id: 1, server: 1 };
         for _ in 0..NODES {
             let node = world.fresh();
             world.nodes.push(node);
@@ -344,6 +353,7 @@ impl<'t, T: Truth> World<'t, T> {
     /// The backplane's process ends, and with it every connection; another one finds what was saved.
     pub(super) async fn restart_backplane(&mut self) {
         self.break_all();
+        self.server += 1;
         self.truth.fall_back().await;
     }
 
@@ -391,6 +401,8 @@ impl<'t, T: Truth> World<'t, T> {
             if node.link != Link::Up {
                 return;
             }
+            let reply = BeatReply { server: self.server.to_string(), ..reply };
+            node.heard = self.server;
             node.admission.backplane_answered();
             match node.membership.heard(&reply) {
                 News::Same => return,
@@ -456,7 +468,7 @@ impl<'t, T: Truth> World<'t, T> {
     /// Whether the others count this node's sockets.
     async fn is_member(&self, node: NodeId) -> bool {
         let nobody = AddressHash([0xff; 16]);
-        let look = Request::Admit(Admit { node, address: nobody, held: 0, wanted: 0, cap: 1 });
+        let look = Request::Admit(Admit { node, number: 0, address: nobody, held: 0, wanted: 0, cap: 1 });
         !matches!(self.truth.carry(&look).await, Ok(Reply::Admit(AdmitReply::Gone)))
     }
 
@@ -464,11 +476,11 @@ impl<'t, T: Truth> World<'t, T> {
     async fn believed(&self, client: usize) -> u32 {
         const MANY: u32 = 1000;
         let (observer, address) = (NodeId::from_random(1), address(client));
-        let entered = self.truth.beat(observer, gateway::backplane::Join::Enter).await;
+        let entered = self.truth.beat(observer, Join::Enter).await;
         entered.expect("it answers");
-        let look = Request::Admit(Admit { node: observer, address, held: MANY, wanted: MANY, cap: MANY });
+        let look = Request::Admit(Admit { node: observer, number: 0, address, held: MANY, wanted: MANY, cap: MANY });
         let reply = self.truth.carry(&look).await.expect("it answers");
-        let forget = Request::SetCounts(observer, vec![(address, 0)]);
+        let forget = Request::SetCounts(observer, 0, vec![(address, 0)]);
         self.truth.carry(&forget).await.expect("it answers");
         match reply {
             Reply::Admit(AdmitReply::Granted) => 0,
@@ -482,15 +494,16 @@ impl<'t, T: Truth> World<'t, T> {
     }
 
     /// Inv. CAP: nodes with a valid membership never hold more than the cap of sockets of one address, but for those
-    /// that were let in while nobody could be asked, or are being asked about because their node was out; and no node
-    /// ever holds more by itself, which bounds those.
+    /// that were let in while nobody could be asked, or are to be asked about because their node was out or the
+    /// backplane fell back; and no node ever holds more by itself, which bounds those.
     pub(super) async fn check(&self) {
         let mut governed = Vec::new();
         for node in &self.nodes {
             for client in 0..CLIENTS {
                 assert!(node.held(client) <= CAP, "a node over the cap by itself: {}", self.describe());
             }
-            if node.has_recovered() && node.membership.is_member() && self.is_member(node.id).await {
+            let recovered = node.has_recovered() && node.membership.is_member() && node.heard == self.server;
+            if recovered && self.is_member(node.id).await {
                 governed.push(node);
             }
         }

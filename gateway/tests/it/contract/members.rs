@@ -138,7 +138,7 @@ pub(crate) async fn readmission_takes_what_fits(bench: Bench) {
     assert_eq!(bench.admit(node(2), ip, 7, 7).await, AdmitReply::Refused { counted: 4 });
     assert_eq!(bench.admit(node(1), ip, 6, 7).await, AdmitReply::Refused { counted: 6 }, "the four are counted");
     assert_eq!(bench.admit(node(2), ip, 4, 4).await, AdmitReply::Granted);
-    bench.a.set_counts(node(1), &[(ip, 3)]).await.expect("an answer");
+    bench.a.set_counts(node(1), 1, &[(ip, 3)]).await.expect("an answer");
     assert_eq!(bench.admit(node(2), ip, 4, 9).await, AdmitReply::Refused { counted: 4 }, "no more than it held");
     assert_eq!(bench.admit(node(2), ip, 4, 7).await, AdmitReply::Granted);
 }
@@ -147,13 +147,13 @@ pub(crate) async fn counts_are_stated_not_added(bench: Bench) {
     bench.enter(&[node(1), node(2)]).await;
     let counts: Vec<_> = (0..100).map(|name| (address(name), 4)).collect();
     for _ in 0..3 {
-        bench.a.set_counts(node(1), &counts).await.expect("an answer");
+        bench.a.set_counts(node(1), 1, &counts).await.expect("an answer");
     }
     for name in [0, 50, 99] {
         assert_eq!(bench.admit(node(2), address(name), 0, 6).await, AdmitReply::Granted);
         assert_eq!(bench.admit(node(2), address(name), 6, 7).await, AdmitReply::Refused { counted: 6 });
     }
-    bench.a.set_counts(node(1), &[]).await.expect("nothing to say is fine");
+    bench.a.set_counts(node(1), 1, &[]).await.expect("nothing to say is fine");
 }
 
 pub(crate) async fn zero_forgets(bench: Bench) {
@@ -161,7 +161,7 @@ pub(crate) async fn zero_forgets(bench: Bench) {
     bench.enter(&[node(1), node(2)]).await;
     assert_eq!(bench.admit(node(1), ip, 0, 10).await, AdmitReply::Granted);
     for _ in 0..2 {
-        bench.b.set_counts(node(1), &[(other, 0), (ip, 0)]).await.expect("an answer");
+        bench.b.set_counts(node(1), 1, &[(other, 0), (ip, 0)]).await.expect("an answer");
     }
     assert_eq!(bench.admit(node(2), ip, 0, 10).await, AdmitReply::Granted);
 }

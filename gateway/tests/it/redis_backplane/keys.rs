@@ -219,15 +219,15 @@ async fn what_may_expire_does() {
     }
     let address = AddressHash([1; 16]);
     planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
-    let request = Admit { node: node(1), address, held: 0, wanted: 1, cap: 10 };
+    let request = Admit { node: node(1), number: 1, address, held: 0, wanted: 1, cap: 10 };
     assert_eq!(planted.backplane.admit(&request).await, Ok(AdmitReply::Granted));
     for _ in 0..2 {
         let ttl = planted.call("TTL", &format!("ip:{address}"), &[]).await.number();
         assert!((3600 - 60..=3600).contains(&ttl), "{ttl}");
         planted.call("PERSIST", &format!("ip:{address}"), &[]).await;
-        planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
+        planted.backplane.set_counts(node(1), 1, &[(address, 1)]).await.expect("an answer");
     }
-    planted.backplane.set_counts(node(1), &[(address, 0)]).await.expect("an answer");
+    planted.backplane.set_counts(node(1), 1, &[(address, 0)]).await.expect("an answer");
     assert_eq!(planted.call("EXISTS", &format!("ip:{address}"), &[]).await.number(), 0);
 }
 
@@ -236,7 +236,7 @@ async fn more_counts_than_one_script_takes() {
     let mut planted = Planted::new().await;
     let address = |n: u16| AddressHash(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
     let counts: Vec<_> = (0..1201).map(|n| (address(n), u32::from(n) + 1)).collect();
-    planted.backplane.set_counts(node(1), &counts).await.expect("an answer");
+    planted.backplane.set_counts(node(1), 1, &counts).await.expect("an answer");
     for at in [0, 499, 500, 1000, 1200] {
         let count = planted.call("HGET", &format!("ip:{}", address(at)), &[&node(1).to_string()]).await;
         assert_eq!(count.text(), (at + 1).to_string());
@@ -250,7 +250,7 @@ async fn a_key_of_a_wrong_type_is_told_and_left_alone() {
     let salts = planted.backplane.salts(&[]).await.expect("an answer");
     let (salt, ip) = (format!("salt:{}", salts.day), format!("ip:{}", AddressHash([1; 16])));
     let all = ["events", "visitors", "snapshot", "ticker", "nodes", "touched", "generation", "themes", "published"];
-    for name in all.into_iter().chain(["schema", "secret", &salt, &ip]) {
+    for name in all.into_iter().chain(["schema", "secret", "told", &salt, &ip]) {
         planted.resp.call(&["FLUSHALL"]).await;
         // No key of ours is a list.
         planted.call("RPUSH", name, &["precious"]).await;
@@ -282,7 +282,7 @@ async fn assert_half_done_is_not_done(planted: &mut Planted, broken: &str, publi
 
 async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, Result<()>)> {
     let address = AddressHash([1; 16]);
-    let admit = Admit { node: node(1), address, held: 0, wanted: 1, cap: 10 };
+    let admit = Admit { node: node(1), number: 1, address, held: 0, wanted: 1, cap: 10 };
     let seen = vec![Seen { visitor: VisitorHash([1; 16]), alias: None }];
     let touch = Touch { day, fingerprint: "00000000".to_owned(), seen, round_of: Some(node(1)) };
     let mut publish = page(node(1), 1);
@@ -303,7 +303,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
         ("entry", backplane.entry(StreamId { ms: 1, seq: 1 }).await.map(|_| ())),
         ("snapshot", backplane.snapshot().await.map(|_| ())),
         ("admit", backplane.admit(&admit).await.map(|_| ())),
-        ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await),
+        ("set_counts", backplane.set_counts(node(1), 1, &[(address, 1)]).await),
         ("salts", backplane.salts(&[]).await.map(|_| ())),
         ("touch", backplane.touch(&touch).await.map(|_| ())),
         ("secret", backplane.secret(None).await.map(|_| ())),
@@ -339,8 +339,12 @@ async fn a_key_with_a_wrong_value_is_told_and_left_alone() {
             assert_eq!(planted.call("GET", name, &[]).await.text(), *value);
         }
     }
-    let counts: [(&str, &str); 3] =
-        [("themes", "backend"), ("published", "0000000000000001"), ("ip:01010101010101010101010101010101", "a")];
+    let counts = [
+        ("themes", "backend"),
+        ("published", "0000000000000001"),
+        ("told", "0000000000000001"),
+        ("ip:01010101010101010101010101010101", "a"),
+    ];
     for (name, field) in counts {
         planted.resp.call(&["FLUSHALL"]).await;
         planted.call("HSET", name, &[field, "x"]).await;

@@ -4,19 +4,23 @@
 -- difference: repeating it changes nothing. Counts of nodes that are no members are removed, so nothing leaks when a
 -- node dies.
 --
--- KEYS  1 nodes (zset)  2 the address (hash: node -> its sockets)
--- ARGV  1 node  2 held  3 wanted  4 cap  5 member lease, ms
--- Returns {'granted'} | {'refused', counted} | {'gone'}
+-- KEYS  1 nodes (zset)  2 the address (hash: node -> its sockets)  3 told (hash)
+-- ARGV  1 node  2 held  3 wanted  4 cap  5 member lease, ms  6 number of the request
+-- Returns {'granted'} | {'refused', counted} | {'gone'} | {'late'}
 
 local nodes, address, node = KEYS[1], KEYS[2], ARGV[1]
 local held, wanted, cap = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
 expect('zset', nodes, 'nodes')
 expect('hash', address, 'ip')
+expect('hash', KEYS[3], 'told')
 
 settle_members(nodes, tonumber(ARGV[5]))
 if not is_member(nodes, node) then
   return { 'gone' }
+end
+if comes_late(KEYS[3], node, tonumber(ARGV[6])) then
+  return { 'late' }
 end
 
 local others = 0

@@ -2,15 +2,19 @@
 --
 -- Why a script: one round trip and one step for a batch; each address is written like admit.lua writes it.
 --
--- KEYS  the addresses (hashes: node -> its sockets)
--- ARGV  1 node, then for each key its count; 0 removes
--- Returns 'done'
+-- KEYS  1 told (hash)  then the addresses (hashes: node -> its sockets)
+-- ARGV  1 node  2 number of the request  then for each address its count; 0 removes
+-- Returns 'done' | 'late'
 
-for _, address in ipairs(KEYS) do
-  expect('hash', address, 'ip')
+expect('hash', KEYS[1], 'told')
+for i = 2, #KEYS do
+  expect('hash', KEYS[i], 'ip')
 end
-for i, address in ipairs(KEYS) do
-  local count = ARGV[i + 1]
+if comes_late(KEYS[1], ARGV[1], tonumber(ARGV[2])) then
+  return 'late'
+end
+for i = 2, #KEYS do
+  local address, count = KEYS[i], ARGV[i + 1]
   if count == '0' then
     redis.call('HDEL', address, ARGV[1])
   else
