@@ -180,5 +180,5 @@ fn random_steps_on_redis() {
 #[ignore = "minutes"]
 fn acceptance_many_random_steps() {
     storm(&Memory::new(), 20_000);
-    storm(&Redis::start(), 2_000);
+    storm(&Redis::start(), 1_000);
 }

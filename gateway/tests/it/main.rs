@@ -10,6 +10,7 @@
 
 mod cap;
 mod cap_model;
+mod cap_storm;
 mod cluster;
 mod contract;
 mod embedded;

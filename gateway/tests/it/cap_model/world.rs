@@ -143,10 +143,12 @@ impl Node {
         }
     }
 
-    /// Whoever was let in alone before `asked` has been asked about.
+    /// Whoever was let in alone before `asked` has been asked about; and those who came later too, if admission itself
+    /// has nothing left to ask: a question that waited for its turn is about all who are there then.
     fn settled(&mut self, asked: u64) {
+        let nothing_left = self.admission.unadmitted().now_or_never().is_none();
         for alone in &mut self.alone {
-            *alone = alone.filter(|at| *at > asked);
+            *alone = alone.filter(|at| *at > asked && !nothing_left);
         }
     }
 
