@@ -40,6 +40,8 @@ pub const STREAM_ENTRIES_MAX: usize = 10_000;
 pub const ENTRY_VALUE_BYTES_MAX: usize = 20 * 1024;
 /// How long a member's beat holds: with a beat each 1.5 s, three may be missed.
 pub const MEMBER_LEASE: Duration = Duration::from_secs(6);
+/// A day of the salts, in milliseconds.
+pub const DAY_MS: Millis = 86_400_000;
 /// The longest by which an outage may lengthen the window, in milliseconds: after more, who stayed is not known from
 /// who came back.
 pub const HOLE_MS_MAX: Millis = 24 * 3600 * 1000;
@@ -350,7 +352,8 @@ pub struct Salts {
 pub struct Seen {
     /// Under today's salt.
     pub visitor: VisitorHash,
-    /// Under yesterday's, while it may still be counted under that name: removed, so that nobody counts twice.
+    /// Under the salt before (yesterday's, as a rule), while it may still be counted under that name: removed, so that
+    /// nobody counts twice.
     pub alias: Option<VisitorHash>,
 }
 

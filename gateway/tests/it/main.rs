@@ -19,6 +19,7 @@ mod garbage;
 mod hostile;
 mod ingest;
 mod lifecycle;
+mod presence;
 mod privacy;
 mod redis_backplane;
 mod redis_forms;
