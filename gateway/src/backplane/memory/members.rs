@@ -36,7 +36,7 @@ impl Members {
     pub(super) fn beat(&mut self, node: NodeId, join: Join, lease: Millis, now: Millis) -> Standing {
         self.bury_or_revive(now);
         let member = Member { until: now.saturating_add(lease), lease };
-        let standing = match (join, self.is_alive(node, now)) {
+        match (join, self.is_alive(node, now)) {
             // Inv. BOUND
             (Join::Enter, false) if self.nodes.len() >= MEMBERS_MAX => Standing::Gone,
             (Join::Enter, _) | (Join::Stay, true) => {
@@ -44,8 +44,7 @@ impl Members {
                 Standing::Member
             }
             (Join::Stay, false) => Standing::Gone,
-        };
-        standing
+        }
     }
 
     /// Ends a membership.

@@ -1,6 +1,6 @@
 //! `beat`, `leave`, `admit`, `set_counts`, `secret`: who lives, and never an eleventh socket.
 
-use gateway::backplane::{AdmitReply, Join, Standing};
+use gateway::backplane::{Admit, AdmitReply, BackplaneError, Join, Standing};
 use tokio::task::JoinSet;
 
 use super::bench::{Bench, LONG, SHORT, address, eventually, ms, node};
@@ -190,4 +190,23 @@ pub(crate) async fn the_secret_is_one_and_stays(bench: Bench) {
 pub(crate) async fn a_lost_secret_is_replaced_by_the_one_that_a_node_holds(bench: Bench) {
     assert_eq!(bench.a.secret(Some([7; 32])).await.expect("an answer"), [7; 32]);
     assert_eq!(bench.b.secret(None).await.expect("an answer"), [7; 32]);
+}
+
+// Inv. CAP: what a node gave up waiting for may still be under way when its successor has been carried out.
+pub(crate) async fn a_request_that_comes_late_changes_nothing(bench: Bench) {
+    let ip = address(1);
+    bench.enter(&[node(1), node(2)]).await;
+    let admit = async |number, held, wanted| {
+        bench.b.admit(&Admit { node: node(1), number, address: ip, held, wanted, cap: 10 }).await
+    };
+    bench.a.set_counts(node(1), 7, &[(ip, 3)]).await.expect("an answer");
+    assert_eq!(bench.b.set_counts(node(1), 6, &[(ip, 0)]).await, Err(BackplaneError::Timeout));
+    assert_eq!(admit(6, 0, 1).await, Err(BackplaneError::Timeout));
+    assert_eq!(bench.admit(node(2), ip, 0, 8).await, AdmitReply::Refused { counted: 0 }, "three are counted");
+    assert_eq!(bench.admit(node(2), ip, 0, 7).await, AdmitReply::Granted, "and numbers belong to their node");
+    assert_eq!(admit(7, 3, 4).await, Ok(AdmitReply::Refused { counted: 3 }), "the same number is no late one");
+    // A node that was out, and enters again, is not caught up with by its past.
+    bench.a.set_counts(node(1), 9, &[]).await.expect("an answer");
+    bench.beat(node(1), Join::Enter, LONG).await;
+    assert_eq!(bench.b.set_counts(node(1), 8, &[(ip, 10)]).await, Err(BackplaneError::Timeout));
 }

@@ -378,6 +378,19 @@ async fn members_from_before_the_jump_do_not_live_for_ever() {
     assert!(end < now + 60_000, "one lease to be heard again");
 }
 
+/// Numbers of requests outlive their node's membership, but not for ever (Inv. BOUND).
+#[tokio::test]
+async fn what_the_dead_told_last_is_forgotten_after_an_hour() {
+    let mut planted = Planted::new().await;
+    let now = planted.now().await;
+    for (dead, at) in [(2, now - HOUR - 60_000), (3, now - 60_000)] {
+        planted.call("HSET", "told", &[&node(dead).to_string(), &format!("7 {at}")]).await;
+    }
+    planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
+    let told = planted.call("HKEYS", "told", &[]).await;
+    assert_eq!(told.many().iter().map(Reply::text).collect::<Vec<_>>(), [node(3).to_string()]);
+}
+
 #[tokio::test]
 async fn strangers_entries_are_read_as_they_are() {
     let mut planted = Planted::new().await;
