@@ -235,7 +235,11 @@ impl Admission {
         // What becomes dirty meanwhile belongs to the next call: this one ends.
         let mut rounds = counts::DIRTY_MAX.div_ceil(FLUSH_BATCH_MAX);
         while rounds > 0 {
-            let Some(batch) = Batch::begin(self, FLUSH_BATCH_MAX) else { break };
+            let batch =
+                Batch { admission: self, counts: self.counts.lock().begin_batch(FLUSH_BATCH_MAX), told: Told::Unsure };
+            if batch.counts.is_empty() {
+                break;
+            }
             batch.tell().await?;
             rounds -= 1;
         }
@@ -363,8 +367,8 @@ impl Admission {
     // that the backplane is silent, by handshakes that queue up behind each other.
     async fn ask(&self, address: AddressHash) -> Option<(Turn<'_>, AdmitReply)> {
         let turn = Turn::take_unless_silent(self, address).await?;
-        let (number, held, cap) = (turn.number, turn.held, self.settings.max_per_address);
-        let question = Admit { node: self.node, number, address, held, wanted: held + 1, cap };
+        let (held, cap) = (turn.held, self.settings.max_per_address);
+        let question = Admit { node: self.node, address, held, wanted: held + 1, cap };
         match tokio::time::timeout(self.settings.backplane_wait, self.backplane.admit(&question)).await {
             Ok(Ok(reply)) => Some((turn, reply)),
             Ok(Err(_)) | Err(_) => {
@@ -387,14 +391,13 @@ impl Admission {
     async fn readmit(&self, address: AddressHash) -> backplane::Result<Option<u32>> {
         let mut turn = Turn::take(self, address, Counts::begin_admission).await;
         let mut asked = Asked { admission: self, address, answered: false };
-        let (number, held, cap) = (turn.number, turn.held, self.settings.max_per_address);
+        let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
             // All have left since; the mark that they set does the rest.
             turn.told = Told::Yes;
             return Ok(None);
         }
-        let question = Admit { node: self.node, number, address, held, wanted: held, cap };
-        let reply = self.backplane.admit(&question).await?;
+        let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;
         self.backplane_answered();
         match reply {
             AdmitReply::Granted => {

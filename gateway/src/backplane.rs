@@ -11,8 +11,10 @@
 //! Rules that hold for each method:
 //! - Time is the backplane's: every reply that depends on time carries it ([`Millis`], Unix milliseconds).
 //! - Repeating a call whose answer was lost is safe. `publish` needs its number for that; the others say what is
-//!   true (`set_counts`, `touch`) or are guarded by a lease, an epoch and a slot (`tick`). What is true of sockets
-//!   changes, and a statement that was given up may arrive long after its successor: those are numbered as well.
+//!   true (`set_counts`, `touch`) or are guarded by a lease, an epoch and a slot (`tick`).
+//! - What is true of sockets changes, and what a node gave up waiting for may still be under way (on a connection that
+//!   broke, say). So a call of `admit` or `set_counts` that was given up is carried out before the node's next one of
+//!   them, or never.
 //! - A call ends within its bound (Redis: the command timeout, 2 s; `read_from`: its `block` + 2 s), with an answer
 //!   or with a [`BackplaneError`]; an error says nothing about whether the call was carried out.
 //! - No method is cancel safe in the sense that dropping its future undoes it.
@@ -275,10 +277,6 @@ impl fmt::Debug for AddressHash {
 pub struct Admit {
     /// Who asks.
     pub node: NodeId,
-    /// Which request about sockets this is: never a smaller number than before, and a larger one than that of any which
-    /// the node gave up without an answer. Those may still be under way; one that comes after a larger number comes
-    /// too late, changes nothing and fails as [`BackplaneError::Timeout`].
-    pub number: u64,
     /// Whose sockets.
     pub address: AddressHash,
     /// How many the node holds or has been granted already.
@@ -424,8 +422,8 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     async fn admit(&self, request: &Admit) -> Result<AdmitReply>;
 
     /// States how many sockets of these addresses the node holds now; 0 forgets. Never a difference: a difference
-    /// that is lost or repeated is wrong for ever. `number` as in [`Admit`].
-    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()>;
+    /// that is lost or repeated is wrong for ever.
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()>;
 
     /// The salts of today and yesterday, made if they do not exist. `offer` are those that the node still holds of
     /// earlier (day, salt): they are taken over where the backplane has lost its own.

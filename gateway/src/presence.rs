@@ -103,9 +103,13 @@ impl Presence {
         let mut wanted = self.wanted.lock();
         // Inv. BOUND
         if wanted.arrivals.len() < ARRIVALS_MAX {
+            let is_first = wanted.arrivals.is_empty();
             wanted.arrivals.insert(visitor);
             drop(wanted);
-            self.wake.notify_one();
+            // The others find the task awake, or waiting for the moment at which it takes them all.
+            if is_first {
+                self.wake.notify_one();
+            }
         }
     }
 

@@ -178,8 +178,8 @@ impl Backplane for Unreliable {
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         self.through(Call::Admit, self.inner().admit(request)).await
     }
-    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.through(Call::SetCounts, self.inner().set_counts(node, number, counts)).await
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.through(Call::SetCounts, self.inner().set_counts(node, counts)).await
     }
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {
         self.through(Call::Salts, self.inner().salts(offer)).await

@@ -112,7 +112,7 @@ impl Keys {
         self.key(format_args!("ip:{address}"))
     }
 
-    /// Hash: node to the number of its newest request about sockets, and when it came, in milliseconds.
+    /// Hash: process to the number of its newest statement about sockets, and when it came, in milliseconds.
     #[must_use]
     pub fn told(&self) -> String {
         self.key("told")

@@ -2,13 +2,10 @@
 //!
 //! The backplane holds the node's *true count* of an address, never a sum of differences, so telling it again is
 //! always right, and telling it late is a matter of time. What must not happen is that an older count overwrites a
-//! newer one: then a socket would live that nobody counts (Inv. CAP). Three rules exclude it:
+//! newer one: then a socket would live that nobody counts (Inv. CAP). Two rules exclude it:
 //!
 //! - **One request per address at a time.** Whoever talks to the backplane about an address holds its turn
 //!   ([`Counts::begin`], [`Counts::begin_batch`]); the others wait.
-//! - **What is given up is outlived.** A request without an answer may still be carried out, and be late. So requests
-//!   are numbered ([`Counts::number`]), and after one that was given up the next have a larger number: the backplane
-//!   refuses what comes with a smaller one after that.
 //! - **A change after the count was taken leaves the address dirty.** A batch takes the mark away when it takes the
 //!   count, so a change in between sets it again, and a batch that failed sets it for all.
 //!
@@ -43,8 +40,6 @@ pub(super) struct Counts {
     busy: HashSet<AddressHash>,
     /// Have sockets that the cluster did not let in. Only addresses with sockets, so bounded by them.
     unadmitted: HashSet<AddressHash>,
-    /// Of requests from now on.
-    number: u64,
 }
 
 /// The address has as many sockets and handshakes here as it may have anywhere.
@@ -124,18 +119,13 @@ impl Counts {
         Some(held)
     }
 
-    /// The number of a request that begins now.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Gives the turn back.
-    pub(super) fn end(&mut self, address: AddressHash, told: Told) {
+    /// Gives the turn back. Returns whether the address has to be told (again).
+    pub(super) fn end(&mut self, address: AddressHash, told: Told) -> bool {
         self.busy.remove(&address);
         if told == Told::Unsure {
-            self.number += 1;
             self.mark(address);
         }
+        self.dirty.contains(&address)
     }
 
     /// Takes the turns of up to `max` dirty addresses, with their counts; their marks are gone.

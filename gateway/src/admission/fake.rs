@@ -126,7 +126,7 @@ impl Backplane for Fake {
         self.answer(reply).await
     }
 
-    async fn set_counts(&self, _node: NodeId, _number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
+    async fn set_counts(&self, _node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         let _open = Open::new(self, counts.iter().map(|(address, _)| *address).collect());
         if *self.mood.lock() != Mood::Broken {
             self.told.lock().extend(counts.iter().copied());

@@ -111,8 +111,6 @@ impl Drop for Reservation<'_> {
 pub(super) struct Turn<'a> {
     pub(super) admission: &'a Admission,
     pub(super) address: AddressHash,
-    /// Of the request that it is for.
-    pub(super) number: u64,
     /// How many sockets the address had when the turn began.
     pub(super) held: u32,
     pub(super) told: Told,
@@ -130,8 +128,8 @@ impl<'a> Turn<'a> {
         loop {
             // Listening before looking: a turn that is given back in between is not missed.
             rings.as_mut().enable();
-            if let Some(turn) = Self::begin(admission, address, &begin) {
-                return turn;
+            if let Some(held) = begin(&mut admission.counts.lock(), address) {
+                return Self { admission, address, held, told: Told::Unsure };
             }
             rings.as_mut().await;
             rings.set(admission.turns.notified());
@@ -148,8 +146,8 @@ impl<'a> Turn<'a> {
             if admission.is_alone() {
                 return None;
             }
-            if let Some(turn) = Self::begin(admission, address, &Counts::begin) {
-                return Some(turn);
+            if let Some(held) = admission.counts.lock().begin(address) {
+                return Some(Self { admission, address, held, told: Told::Unsure });
             }
             if tokio::time::timeout(admission.settings.backplane_wait, rings.as_mut()).await.is_err() {
                 admission.alone.store(true, Ordering::Relaxed);
@@ -157,16 +155,6 @@ impl<'a> Turn<'a> {
             }
             rings.set(admission.turns.notified());
         }
-    }
-
-    fn begin(
-        admission: &'a Admission,
-        address: AddressHash,
-        begin: &impl Fn(&mut Counts, AddressHash) -> Option<u32>,
-    ) -> Option<Self> {
-        let mut counts = admission.counts.lock();
-        let held = begin(&mut counts, address)?;
-        Some(Self { admission, address, number: counts.number(), held, told: Told::Unsure })
     }
 
     /// The new socket is counted.
@@ -187,35 +175,24 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.admission.counts.lock().end(self.address, self.told);
+        let is_dirty = self.admission.counts.lock().end(self.address, self.told);
         self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
+        if is_dirty {
+            self.admission.work.notify_one();
+        }
     }
 }
 
 /// The turns of some dirty addresses.
 pub(super) struct Batch<'a> {
     pub(super) admission: &'a Admission,
-    pub(super) number: u64,
     pub(super) counts: Vec<(AddressHash, u32)>,
     pub(super) told: Told,
 }
 
-impl<'a> Batch<'a> {
-    /// Takes the turns of up to `max` addresses; none when there are no dirty ones.
-    pub(super) fn begin(admission: &'a Admission, max: usize) -> Option<Self> {
-        let (batch, number) = {
-            let mut counts = admission.counts.lock();
-            (counts.begin_batch(max), counts.number())
-        };
-        if batch.is_empty() {
-            return None;
-        }
-        Some(Self { admission, number, counts: batch, told: Told::Unsure })
-    }
-
+impl Batch<'_> {
     pub(super) async fn tell(mut self) -> backplane::Result<()> {
-        self.admission.backplane.set_counts(self.admission.node, self.number, &self.counts).await?;
+        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
         self.told = Told::Yes;
         self.admission.backplane_answered();
         Ok(())

@@ -302,11 +302,11 @@ impl Backplane for MemoryBackplane {
     }
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.with(|state, now| state.members.admit(request, now))
+        self.with(|state, now| state.members.admit(request, now)).ok_or(BackplaneError::Backpressure)
     }
 
-    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.with(|state, _| state.members.set_counts(node, number, counts))
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.with(|state, _| state.members.set_counts(node, counts)).ok_or(BackplaneError::Backpressure)
     }
 
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {

@@ -84,6 +84,7 @@ impl World {
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let new = NewSocket {
             stream: accepted.expect("accepts").0,
+            answer: Bytes::new(),
             leftover: Bytes::new(),
             kinds: MessageKinds::ALL,
             ids: Ids::Without,
@@ -105,7 +106,7 @@ impl World {
 
     fn other_admits(&self, held: u32, wanted: u32) -> Admit {
         let address = address_hash(&SECRET, CLIENT);
-        Admit { node: NodeId::from_random(2), number: 1, address, held, wanted, cap: CAP }
+        Admit { node: NodeId::from_random(2), address, held, wanted, cap: CAP }
     }
 }
 

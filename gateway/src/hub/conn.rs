@@ -117,14 +117,32 @@ impl Conn {
         self.inner.lock()
     }
 
-    /// Writes or queues `init` with the present state, in the guard that [`Conn::lock`] gave. Returns the messages
-    /// written.
+    /// Writes or queues `answer`, which ends the handshake, and `init` with the present state, in the guard that
+    /// [`Conn::lock`] gave. Returns the messages written.
     // Inv. ORDER: nothing was written before, because the guard has been held since the socket was put into the map.
-    pub(super) fn join(&self, core: &Core, inner: &mut Inner) -> u64 {
+    pub(super) fn join(&self, core: &Core, inner: &mut Inner, answer: &Bytes) -> u64 {
         let start = core.resync(inner.ids);
         inner.sequence = start.sequence;
-        let Some(init) = start.init else { return 0 };
-        self.offer(core, inner, &Parcel::single(init, Content::State(None)), start.last_id)
+        let bytes = match start.init {
+            Some(init) if answer.is_empty() => init,
+            Some(init) => [&answer[..], &init[..]].concat().into(),
+            None if answer.is_empty() => return 0,
+            None => answer.clone(),
+        };
+        let messages = u64::from(bytes.len() > answer.len());
+        if answer.is_empty() {
+            return self.offer(core, inner, &Parcel::single(bytes, Content::State(None)), start.last_id);
+        }
+        // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
+        // replaces, and must leave.
+        match self.write(inner, &bytes) {
+            Some(written) if written < bytes.len() => {
+                inner.queue_half(core, bytes.slice(written..), Content::State(None), start.last_id);
+                0
+            }
+            Some(_) => messages,
+            None => 0,
+        }
     }
 
     /// Writes or queues the messages of a broadcast pass, unless the socket's `init` stands for them already.
@@ -150,19 +168,27 @@ impl Conn {
         }
         let written = match inner.outbox {
             Some(_) => 0,
-            None => match self.stream.try_write(&parcel.bytes) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => {
-                    inner.end(Close::Io);
-                    return 0;
-                }
+            None => match self.write(inner, &parcel.bytes) {
+                Some(written) => written,
+                None => return 0,
             },
         };
         if written < parcel.bytes.len() {
             inner.queue(core, parcel, written, last_id);
         }
         parcel.messages_within(written)
+    }
+
+    /// Writes what the kernel takes of `bytes`; none when the connection is broken.
+    fn write(&self, inner: &mut Inner, bytes: &[u8]) -> Option<usize> {
+        match self.stream.try_write(bytes) {
+            Ok(written) => Some(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
+            Err(_) => {
+                inner.end(Close::Io);
+                None
+            }
+        }
     }
 
     /// A pong came.
@@ -348,6 +374,16 @@ impl Inner {
         if is_new {
             self.wake();
         }
+    }
+
+    /// Begins an outbox with the rest of what was begun.
+    fn queue_half(&mut self, core: &Core, rest: Bytes, content: Content, last_id: Option<EventId>) {
+        let outbox = self.outbox.get_or_insert_default();
+        let before = outbox.bytes();
+        outbox.assume_delivered(last_id);
+        outbox.push_half(rest, content);
+        core.settle(before, outbox.bytes());
+        self.wake();
     }
 
     fn discard(&mut self, core: &Core) {

@@ -60,6 +60,7 @@ impl Rig {
 
     async fn of(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        hub.tune(&listener);
         Self { hub, metrics, tasks: TaskTracker::new(), listener }
     }
 
@@ -81,6 +82,7 @@ impl Rig {
         let (theirs, ours) = tokio::join!(socket.connect(address), self.listener.accept());
         let new = NewSocket {
             stream: ours.expect("accepts").0,
+            answer: Bytes::new(),
             leftover: Bytes::copy_from_slice(leftover),
             kinds,
             ids,

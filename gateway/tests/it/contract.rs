@@ -102,7 +102,6 @@ contract! {
         who_is_no_member_is_not_admitted,
         the_secret_is_one_and_stays,
         a_lost_secret_is_replaced_by_the_one_that_a_node_holds,
-        a_request_that_comes_late_changes_nothing,
     ],
     presence: [
         salts_are_one_for_all,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use shared::ids::NodeId;
 
-use super::super::{AddressHash, Admit, AdmitReply, BackplaneError, Join, Millis, Result, Standing};
+use super::super::{AddressHash, Admit, AdmitReply, Join, Millis, Standing};
 
 /// Addresses that are counted at one time; far above the sockets of one node.
 pub(super) const ADDRESSES_MAX: usize = 1_000_000;
@@ -21,8 +21,6 @@ pub(super) const MEMBERS_MAX: usize = 1024;
 pub(super) struct Members {
     nodes: HashMap<NodeId, Member>,
     addresses: HashMap<AddressHash, Vec<(NodeId, u32)>>,
-    /// The number of each node's newest request about sockets.
-    newest: HashMap<NodeId, u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +47,6 @@ impl Members {
 
     /// Ends a membership.
     pub(super) fn leave(&mut self, node: NodeId) {
-        self.newest.remove(&node);
         if self.nodes.remove(&node).is_some() {
             self.forget_strangers();
         }
@@ -73,17 +70,12 @@ impl Members {
         if alive.is_empty() { self.nodes.keys().copied().collect() } else { alive }
     }
 
-    /// Lets sockets in, up to the cap over all that live.
-    ///
-    /// # Errors
-    /// [`BackplaneError::Backpressure`] when there are too many addresses, [`BackplaneError::Timeout`] when a later
-    /// request of the node was carried out already.
-    pub(super) fn admit(&mut self, request: &Admit, now: Millis) -> Result<AdmitReply> {
+    /// Lets sockets in, up to the cap over all that live. `None` when there are too many addresses.
+    pub(super) fn admit(&mut self, request: &Admit, now: Millis) -> Option<AdmitReply> {
         self.bury_or_revive(now);
         if !self.is_alive(request.node, now) {
-            return Ok(AdmitReply::Gone);
+            return Some(AdmitReply::Gone);
         }
-        self.in_time(request.node, request.number)?;
         // Inv. CAP: what others hold comes first; what is granted is counted in the same step.
         let others: u32 = self
             .addresses
@@ -100,15 +92,12 @@ impl Members {
             (counted, AdmitReply::Refused { counted })
         };
         self.set_count(request.node, request.address, counted)?;
-        Ok(reply)
+        Some(reply)
     }
 
-    /// Notes what a node holds; that of no member does not count.
-    ///
-    /// # Errors
-    /// Those of [`Self::admit`]; when there are too many addresses, those before are noted.
-    pub(super) fn set_counts(&mut self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.in_time(node, number)?;
+    /// Notes what a node holds; that of no member does not count. `None` when there are too many addresses; those
+    /// before are noted then.
+    pub(super) fn set_counts(&mut self, node: NodeId, counts: &[(AddressHash, u32)]) -> Option<()> {
         counts.iter().try_for_each(|(address, count)| self.set_count(node, *address, *count))
     }
 
@@ -119,25 +108,10 @@ impl Members {
         }
     }
 
-    /// Inv. CAP: what a node said of its sockets before it gave up waiting is not to overwrite what it said since.
-    fn in_time(&mut self, node: NodeId, number: u64) -> Result<()> {
-        // Inv. BOUND: one process, or a few in tests; of more, those are forgotten that are no members.
-        if self.newest.len() >= MEMBERS_MAX && !self.newest.contains_key(&node) {
-            let nodes = &self.nodes;
-            self.newest.retain(|node, _| nodes.contains_key(node));
-        }
-        let newest = self.newest.entry(node).or_default();
-        if number < *newest {
-            return Err(BackplaneError::Timeout);
-        }
-        *newest = number;
-        Ok(())
-    }
-
-    fn set_count(&mut self, node: NodeId, address: AddressHash, count: u32) -> Result<()> {
+    fn set_count(&mut self, node: NodeId, address: AddressHash, count: u32) -> Option<()> {
         // Inv. BOUND
         if count > 0 && self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&address) {
-            return Err(BackplaneError::Backpressure);
+            return None;
         }
         let holders = self.addresses.entry(address).or_default();
         holders.retain(|(holder, _)| *holder != node);
@@ -147,7 +121,7 @@ impl Members {
         if holders.is_empty() {
             self.addresses.remove(&address);
         }
-        Ok(())
+        Some(())
     }
 
     /// To be called before anybody is taken for dead. Inv. CAP: who was taken for dead once must stay it. Were he only
@@ -184,7 +158,7 @@ mod tests {
     const IP: AddressHash = AddressHash([7; 16]);
 
     fn admit(members: &mut Members, node: u64, held: u32, wanted: u32, now: Millis) -> AdmitReply {
-        let request = Admit { node: NodeId::from_random(node), number: 1, address: IP, held, wanted, cap: 10 };
+        let request = Admit { node: NodeId::from_random(node), address: IP, held, wanted, cap: 10 };
         members.admit(&request, now).expect("room for an address")
     }
 
@@ -224,10 +198,10 @@ mod tests {
         let a = NodeId::from_random(1);
         members.beat(a, Join::Enter, 6000, 0);
         assert_eq!(admit(&mut members, 1, 0, 3, 1), AdmitReply::Granted);
-        members.set_counts(a, 1, &[(IP, 0)]).expect("zero needs no room");
+        members.set_counts(a, &[(IP, 0)]).expect("zero needs no room");
         assert!(members.addresses.is_empty());
         assert_eq!(admit(&mut members, 1, 0, 3, 1), AdmitReply::Granted);
         members.leave(a);
-        assert!(members.addresses.is_empty() && members.nodes.is_empty() && members.newest.is_empty());
+        assert!(members.addresses.is_empty() && members.nodes.is_empty());
     }
 }

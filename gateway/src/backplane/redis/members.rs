@@ -1,4 +1,4 @@
-//! Membership, and the cap of sockets per address that rests on it.
+//! Membership, and the counts of sockets per address that rest on it ([`super::admissions`] asks for more of them).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use shared::ids::NodeId;
 use super::connection::OTHER_SCHEMA;
 use super::reply::{ODD_REPLY, hex};
 use super::{RedisBackplane, millis, number, text};
-use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
+use crate::backplane::{AddressHash, BackplaneError, BeatReply, Join, Result, Standing};
 
 /// Addresses that one script writes: some 1 ms of Redis's one thread.
 const COUNTS_PER_SCRIPT: usize = 500;
@@ -37,41 +37,19 @@ impl RedisBackplane {
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
-        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published(), self.keys.told()];
+        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
-    pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
-        let keys = vec![self.keys.nodes(), self.keys.address(request.address), self.keys.told()];
-        let arguments = vec![
-            text(&request.node),
-            number(request.held),
-            number(request.wanted),
-            number(request.cap),
-            self.member_lease(),
-            number(request.number),
-        ];
-        let mut reply = self.run(&self.scripts.admit, keys, arguments).await?;
-        match reply.text()?.as_str() {
-            "granted" => Ok(AdmitReply::Granted),
-            "refused" => Ok(AdmitReply::Refused { counted: reply.parse()? }),
-            "gone" => Ok(AdmitReply::Gone),
-            "late" => Err(BackplaneError::Timeout),
-            _ => Err(ODD_REPLY),
-        }
-    }
-
-    pub(super) async fn write_counts(&self, node: NodeId, which: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
+    pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
+            let statement = self.statements.begin().await;
             let addresses = batch.iter().map(|(address, _)| self.keys.address(address));
             let keys = std::iter::once(self.keys.told()).chain(addresses).collect();
-            let mut arguments = vec![text(&node), number(which)];
+            let mut arguments = statement.arguments().to_vec();
+            arguments.push(text(&node));
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
-            match self.run(&self.scripts.set_counts, keys, arguments).await?.text()?.as_str() {
-                "done" => {}
-                "late" => return Err(BackplaneError::Timeout),
-                _ => return Err(ODD_REPLY),
-            }
+            self.run(&self.scripts.set_counts, keys, arguments).await?;
         }
         Ok(())
     }

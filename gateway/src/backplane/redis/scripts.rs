@@ -25,8 +25,8 @@ const SALT_TTL_SECONDS: u32 = 48 * 3600;
 const TRIM_VISITORS_MAX: u32 = 1000;
 /// Notes of publishers that are kept without asking whether they still live.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
-/// How long the number of a node's newest request about sockets outlives its membership: what it sent before on a
-/// connection that broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
+/// How long the number of a process's newest statement about sockets is kept: what it sent before on a connection that
+/// broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
 const TOLD_KEPT_MS: u32 = 3_600_000;
 /// No node's lease is longer than this or, if that is more, than the asking node's.
 const MEMBER_LEASE_MS_MAX: u32 = 60_000;

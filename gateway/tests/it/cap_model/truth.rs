@@ -63,9 +63,7 @@ pub(super) trait Truth {
 async fn carry(backplane: &dyn Backplane, request: &Request) -> Result<Reply> {
     match request {
         Request::Admit(request) => backplane.admit(request).await.map(Reply::Admit),
-        Request::SetCounts(node, number, counts) => {
-            backplane.set_counts(*node, *number, counts).await.map(|()| Reply::SetCounts)
-        }
+        Request::SetCounts(node, counts) => backplane.set_counts(*node, counts).await.map(|()| Reply::SetCounts),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     Admit(Admit),
-    SetCounts(NodeId, u64, Vec<(AddressHash, u32)>),
+    SetCounts(NodeId, Vec<(AddressHash, u32)>),
 }
 
 /// What is answered to it.
@@ -100,8 +100,8 @@ impl Backplane for Wire {
             Reply::SetCounts => Err(NOT_ASKED),
         }
     }
-    async fn set_counts(&self, node: NodeId, number: u64, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.call(Request::SetCounts(node, number, counts.to_vec())).await.map(drop)
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+        self.call(Request::SetCounts(node, counts.to_vec())).await.map(drop)
     }
     async fn publish(&self, _request: &Publish) -> Result<PublishReply> {
         Err(NOT_ASKED)

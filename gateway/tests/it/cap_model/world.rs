@@ -252,8 +252,9 @@ impl Node {
 pub(super) struct World<'t, T> {
     truth: &'t T,
     nodes: Vec<Node>,
-    /// Calls of connections that are gone, which may still arrive.
-    late: Vec<Request>,
+    /// Calls of connections that are gone, and whose they are. They may still arrive, until their node's next one is
+    /// carried out (see the rules of [`Backplane`]; on Redis `redis_backplane/keys.rs` tests that one).
+    late: Vec<(NodeId, Request)>,
     admissions: u64,
     next_id: u64,
     /// Counts the backplane's processes. A real one would take its time to start; who answers is said here.
@@ -309,7 +310,8 @@ impl<'t, T: Truth> World<'t, T> {
 
     /// The node's connection breaks and is made anew.
     pub(super) fn cut(&mut self, node: usize) {
-        self.late.extend(self.nodes[node].wire.cut());
+        let node = &self.nodes[node];
+        self.late.extend(node.wire.cut().into_iter().map(|request| (node.id, request)));
     }
 
     /// Carries one call out by hand.
@@ -329,7 +331,7 @@ impl<'t, T: Truth> World<'t, T> {
     /// A call arrives whose connection is long gone.
     pub(super) async fn arrive_late(&mut self, which: usize) {
         if !self.late.is_empty() {
-            let request = self.late.remove(which % self.late.len());
+            let (_, request) = self.late.remove(which % self.late.len());
             let _ = self.truth.carry(&request).await;
         }
     }
@@ -459,9 +461,10 @@ impl<'t, T: Truth> World<'t, T> {
         moved
     }
 
-    async fn carry_one(&self, index: usize) -> bool {
-        let wire = &self.nodes[index].wire;
+    async fn carry_one(&mut self, index: usize) -> bool {
+        let Node { id, wire, .. } = &self.nodes[index];
         let Some(call) = wire.carry() else { return false };
+        self.late.retain(|(node, _)| node != id);
         let reply = self.truth.carry(&call.request).await;
         wire.done(call, reply);
         true
@@ -470,7 +473,7 @@ impl<'t, T: Truth> World<'t, T> {
     /// Whether the others count this node's sockets.
     async fn is_member(&self, node: NodeId) -> bool {
         let nobody = AddressHash([0xff; 16]);
-        let look = Request::Admit(Admit { node, number: 0, address: nobody, held: 0, wanted: 0, cap: 1 });
+        let look = Request::Admit(Admit { node, address: nobody, held: 0, wanted: 0, cap: 1 });
         !matches!(self.truth.carry(&look).await, Ok(Reply::Admit(AdmitReply::Gone)))
     }
 
@@ -480,9 +483,9 @@ impl<'t, T: Truth> World<'t, T> {
         let (observer, address) = (NodeId::from_random(1), address(client));
         let entered = self.truth.beat(observer, Join::Enter).await;
         entered.expect("it answers");
-        let look = Request::Admit(Admit { node: observer, number: 0, address, held: MANY, wanted: MANY, cap: MANY });
+        let look = Request::Admit(Admit { node: observer, address, held: MANY, wanted: MANY, cap: MANY });
         let reply = self.truth.carry(&look).await.expect("it answers");
-        let forget = Request::SetCounts(observer, 0, vec![(address, 0)]);
+        let forget = Request::SetCounts(observer, vec![(address, 0)]);
         self.truth.carry(&forget).await.expect("it answers");
         match reply {
             Reply::Admit(AdmitReply::Granted) => 0,

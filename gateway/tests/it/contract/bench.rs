@@ -142,7 +142,7 @@ impl Bench {
 
     /// Asks for `wanted` sockets of `address` where `held` are held, with a cap of ten.
     pub(crate) async fn admit(&self, node: NodeId, address: AddressHash, held: u32, wanted: u32) -> AdmitReply {
-        self.b.admit(&Admit { node, number: 1, address, held, wanted, cap: 10 }).await.expect("an answer")
+        self.b.admit(&Admit { node, address, held, wanted, cap: 10 }).await.expect("an answer")
     }
 
     /// Publishes by handle `a`.

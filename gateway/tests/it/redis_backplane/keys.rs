@@ -219,15 +219,15 @@ async fn what_may_expire_does() {
     }
     let address = AddressHash([1; 16]);
     planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
-    let request = Admit { node: node(1), number: 1, address, held: 0, wanted: 1, cap: 10 };
+    let request = Admit { node: node(1), address, held: 0, wanted: 1, cap: 10 };
     assert_eq!(planted.backplane.admit(&request).await, Ok(AdmitReply::Granted));
     for _ in 0..2 {
         let ttl = planted.call("TTL", &format!("ip:{address}"), &[]).await.number();
         assert!((3600 - 60..=3600).contains(&ttl), "{ttl}");
         planted.call("PERSIST", &format!("ip:{address}"), &[]).await;
-        planted.backplane.set_counts(node(1), 1, &[(address, 1)]).await.expect("an answer");
+        planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
     }
-    planted.backplane.set_counts(node(1), 1, &[(address, 0)]).await.expect("an answer");
+    planted.backplane.set_counts(node(1), &[(address, 0)]).await.expect("an answer");
     assert_eq!(planted.call("EXISTS", &format!("ip:{address}"), &[]).await.number(), 0);
 }
 
@@ -236,7 +236,7 @@ async fn more_counts_than_one_script_takes() {
     let mut planted = Planted::new().await;
     let address = |n: u16| AddressHash(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
     let counts: Vec<_> = (0..1201).map(|n| (address(n), u32::from(n) + 1)).collect();
-    planted.backplane.set_counts(node(1), 1, &counts).await.expect("an answer");
+    planted.backplane.set_counts(node(1), &counts).await.expect("an answer");
     for at in [0, 499, 500, 1000, 1200] {
         let count = planted.call("HGET", &format!("ip:{}", address(at)), &[&node(1).to_string()]).await;
         assert_eq!(count.text(), (at + 1).to_string());
@@ -282,7 +282,7 @@ async fn assert_half_done_is_not_done(planted: &mut Planted, broken: &str, publi
 
 async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, Result<()>)> {
     let address = AddressHash([1; 16]);
-    let admit = Admit { node: node(1), number: 1, address, held: 0, wanted: 1, cap: 10 };
+    let admit = Admit { node: node(1), address, held: 0, wanted: 1, cap: 10 };
     let seen = vec![Seen { visitor: VisitorHash([1; 16]), alias: None }];
     let touch = Touch { day, fingerprint: "00000000".to_owned(), seen, round_of: Some(node(1)) };
     let mut publish = page(node(1), 1);
@@ -303,7 +303,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
         ("entry", backplane.entry(StreamId { ms: 1, seq: 1 }).await.map(|_| ())),
         ("snapshot", backplane.snapshot().await.map(|_| ())),
         ("admit", backplane.admit(&admit).await.map(|_| ())),
-        ("set_counts", backplane.set_counts(node(1), 1, &[(address, 1)]).await),
+        ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await),
         ("salts", backplane.salts(&[]).await.map(|_| ())),
         ("touch", backplane.touch(&touch).await.map(|_| ())),
         ("secret", backplane.secret(None).await.map(|_| ())),
@@ -339,12 +339,8 @@ async fn a_key_with_a_wrong_value_is_told_and_left_alone() {
             assert_eq!(planted.call("GET", name, &[]).await.text(), *value);
         }
     }
-    let counts = [
-        ("themes", "backend"),
-        ("published", "0000000000000001"),
-        ("told", "0000000000000001"),
-        ("ip:01010101010101010101010101010101", "a"),
-    ];
+    let counts =
+        [("themes", "backend"), ("published", "0000000000000001"), ("ip:01010101010101010101010101010101", "a")];
     for (name, field) in counts {
         planted.resp.call(&["FLUSHALL"]).await;
         planted.call("HSET", name, &[field, "x"]).await;
@@ -378,17 +374,55 @@ async fn members_from_before_the_jump_do_not_live_for_ever() {
     assert!(end < now + 60_000, "one lease to be heard again");
 }
 
-/// Numbers of requests outlive their node's membership, but not for ever (Inv. BOUND).
+// Inv. CAP: a count that was told in vain arrives after its successor, when the connection it was sent on is long gone
+// (TCP repeats what was not acknowledged), and would hide a socket.
 #[tokio::test]
-async fn what_the_dead_told_last_is_forgotten_after_an_hour() {
+async fn a_statement_that_arrives_after_its_successor_changes_nothing() {
+    let mut planted = Planted::new().await;
+    let address = AddressHash([1; 16]);
+    let counted = ["HGET", &format!("{{analytics}}:ip:{address}"), &node(1).to_string()];
+    planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(60)).await.expect("an answer");
+    // Each is made twice: as the scripts are known then, what is remembered is the whole call.
+    for _ in 0..2 {
+        planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
+        let admit = Admit { node: node(1), address, held: 1, wanted: 2, cap: 10 };
+        assert_eq!(planted.backplane.admit(&admit).await, Ok(AdmitReply::Granted));
+    }
+    planted.resp.call(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]).await;
+    planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
+    let admit = Admit { node: node(1), address, held: 1, wanted: 2, cap: 10 };
+    assert_eq!(planted.backplane.admit(&admit).await, Ok(AdmitReply::Granted));
+    let mut sent: Vec<Vec<String>> = Vec::new();
+    for entry in planted.resp.call(&["SLOWLOG", "GET", "100"]).await.many() {
+        let command: Vec<String> = entry.many()[3].many().iter().map(|word| word.text().to_owned()).collect();
+        if command[0].eq_ignore_ascii_case("EVALSHA") && command.iter().any(|word| word.contains(":told")) {
+            sent.push(command);
+        }
+    }
+    let about_sockets = |command: &&Vec<String>| command.iter().any(|word| word.contains(":ip:"));
+    let sent: Vec<&Vec<String>> = sent.iter().filter(about_sockets).collect();
+    assert_eq!(sent.len(), 2, "{sent:?}");
+
+    planted.backplane.set_counts(node(1), &[(address, 5)]).await.expect("an answer");
+    for late in sent {
+        let late: Vec<&str> = late.iter().map(String::as_str).collect();
+        let reply = planted.resp.try_call(&late).await;
+        assert!(matches!(&reply, Reply::Error(error) if error.starts_with("LATE")), "{reply:?}");
+        assert_eq!(planted.resp.call(&counted).await.text(), "5");
+    }
+}
+
+/// The numbers of statements are kept for as long as earlier ones may be under way, but not for ever (Inv. BOUND).
+#[tokio::test]
+async fn who_has_said_nothing_for_an_hour_is_forgotten() {
     let mut planted = Planted::new().await;
     let now = planted.now().await;
-    for (dead, at) in [(2, now - HOUR - 60_000), (3, now - 60_000)] {
-        planted.call("HSET", "told", &[&node(dead).to_string(), &format!("7 {at}")]).await;
+    for (who, at) in [("a", now - HOUR - 60_000), ("b", now - 60_000)] {
+        planted.call("HSET", "told", &[who, &format!("7 {at}")]).await;
     }
     planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
     let told = planted.call("HKEYS", "told", &[]).await;
-    assert_eq!(told.many().iter().map(Reply::text).collect::<Vec<_>>(), [node(3).to_string()]);
+    assert_eq!(told.many().iter().map(Reply::text).collect::<Vec<_>>(), ["b"]);
 }
 
 #[tokio::test]

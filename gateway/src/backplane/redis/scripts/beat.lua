@@ -36,13 +36,13 @@ if ARGV[2] == 'enter' or is_member(nodes, node) then
   standing = 'member'
 end
 
--- What is told by who is no member is kept for as long as anything of it may still be under way.
+-- Who has said nothing for as long as anything of it may be under way is forgotten: a process that ended, as a rule.
 local members = redis.call('ZCARD', nodes)
 if redis.call('HLEN', KEYS[4]) > members then
   local told = redis.call('HGETALL', KEYS[4])
   for i = 1, #told, 2 do
     local at = tonumber(string.match(told[i + 1], ' (%d+)$'))
-    if at and at < now - TOLD_KEPT_MS and not is_member(nodes, told[i]) then
+    if at and at < now - TOLD_KEPT_MS then
       redis.call('HDEL', KEYS[4], told[i])
     end
   end

@@ -1,18 +1,16 @@
 -- leave.lua: ends a node's membership; what it held of any address no longer counts.
 --
--- Why a script: four keys in one step, each looked at before one is written. The node's counts of addresses stay
+-- Why a script: three keys in one step, each looked at before one is written. The node's counts of addresses stay
 -- where they are: counts of who is no member do not count, and whoever meets them removes them.
 --
--- KEYS  1 nodes (zset)  2 touched (hash)  3 published (hash)  4 told (hash)
+-- KEYS  1 nodes (zset)  2 touched (hash)  3 published (hash)
 -- ARGV  1 node
 -- Returns 'left'
 
 expect('zset', KEYS[1], 'nodes')
 expect('hash', KEYS[2], 'touched')
 expect('hash', KEYS[3], 'published')
-expect('hash', KEYS[4], 'told')
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[4], ARGV[1])
 return 'left'

@@ -75,22 +75,20 @@ local function is_member(nodes, node)
   return lease_end and tonumber(lease_end) > now
 end
 
--- Inv. CAP: what a node said of its sockets before it gave up waiting (on a connection that is gone by now, say) is
--- not to overwrite what it said since. Told is a hash: node -> "number ms", its newest request and when it came.
--- To be called before the first write of the script, when all types are looked at.
-local function comes_late(told, node, number)
-  local text = redis.call('HGET', told, node)
+-- Inv. CAP: what a process said of its sockets before it gave up waiting (on a connection that is gone by now, say) is
+-- not to overwrite what it said since. Told is a hash: who speaks -> "number ms", the newest statement and when it came.
+-- To be called before the first write of the script, when all types are looked at. Ends the script: nobody waits for
+-- what comes late.
+local function refuse_if_late(told, speaker, number)
+  local text = redis.call('HGET', told, speaker)
   local newest = text and tonumber(string.match(text, '^(%d+) %d+$'))
   if text and not newest then
     corrupt('told')
   end
   if newest and number < newest then
-    return true
+    error({ err = 'LATE' })
   end
-  if number ~= newest then
-    redis.call('HSET', told, node, int(number) .. ' ' .. int(now))
-  end
-  return false
+  redis.call('HSET', told, speaker, int(number) .. ' ' .. int(now))
 end
 
 -- The ticker's lease: "epoch node expiry_ms". The key has no TTL: its epoch must outlive every holder.
