@@ -180,7 +180,7 @@ impl Cluster {
         });
         match news {
             News::Same => {}
-            News::Out => tracing::warn!("this node's membership was lost; entering again"),
+            News::Out => tracing::warn!("what this node told the cluster may be lost; entering again"),
             News::Entered { other_data } => {
                 tracing::info!(members = reply.members, "entered the cluster");
                 if other_data {

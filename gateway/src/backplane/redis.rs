@@ -22,6 +22,7 @@ mod refusals;
 mod reply;
 mod scripts;
 mod settings;
+mod statements;
 mod stream;
 mod ticker;
 
@@ -52,6 +53,7 @@ use self::refusals::Refusals;
 use self::reply::Reply;
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
+use self::statements::Statements;
 use super::{
     AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, Lease, MEMBER_LEASE,
     Publish, PublishReply, Result, Salt, Salts, Tick, TickReply, Touch, TouchReply,
@@ -70,6 +72,7 @@ pub struct RedisBackplane {
     /// How long this node's membership lasts: what [`scripts`] prolong others by when Redis itself was away.
     member_lease_ms: AtomicU64,
     admissions: Admissions,
+    statements: Statements,
     /// Builds the connection of a subscription.
     builder: Builder,
     refusals: Refusals,
@@ -110,6 +113,7 @@ impl RedisBackplane {
             },
             member_lease_ms: AtomicU64::new(millis(MEMBER_LEASE)),
             admissions,
+            statements: Statements::default(),
             builder,
             refusals: Refusals::default(),
             metrics,

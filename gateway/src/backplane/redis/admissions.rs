@@ -86,18 +86,21 @@ pub(super) async fn ask_all(backplane: Weak<RedisBackplane>, mut questions: Ques
 
 impl RedisBackplane {
     async fn ask_together(self: Arc<Self>, waiting: &mut Vec<Question>) {
+        let statement = self.statements.begin().await;
         // Who has given up meanwhile has counted itself as unsure already: nothing is lost by not asking.
         waiting.retain(|question| !question.answer.is_closed());
         if waiting.is_empty() {
             return;
         }
-        let mut keys = Vec::with_capacity(waiting.len() + 1);
-        keys.push(self.keys.nodes());
+        let mut keys = Vec::with_capacity(waiting.len() + 2);
+        keys.extend([self.keys.nodes(), self.keys.told()]);
         keys.extend(waiting.iter().map(|question| self.keys.address(question.admit.address)));
-        let mut arguments = Vec::with_capacity(4 * waiting.len() + 1);
+        let mut arguments = Vec::with_capacity(4 * waiting.len() + 3);
+        arguments.extend(statement.arguments());
         arguments.push(self.member_lease());
         arguments.extend(waiting.iter().flat_map(|question| arguments_of(&question.admit)));
         let mut reply = self.run(&self.scripts.admit, keys, arguments).await;
+        drop(statement);
         for question in waiting.drain(..) {
             let answer = match &mut reply {
                 Ok(reply) => next_answer(reply),

@@ -20,7 +20,7 @@ impl RedisBackplane {
             Join::Enter => "enter",
             Join::Stay => "stay",
         };
-        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
+        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation(), self.keys.told()];
         let generation = hex(&rand::random::<[u8; 16]>());
         let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
@@ -32,7 +32,8 @@ impl RedisBackplane {
             }
             _ => return Err(ODD_REPLY),
         };
-        Ok(BeatReply { standing, generation: reply.text()?, members: reply.number()?, now: reply.parse()? })
+        let (generation, server) = (reply.text()?, reply.text()?);
+        Ok(BeatReply { standing, generation, server, members: reply.number()?, now: reply.parse()? })
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
@@ -42,8 +43,11 @@ impl RedisBackplane {
 
     pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
-            let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
-            let mut arguments = vec![text(&node)];
+            let statement = self.statements.begin().await;
+            let addresses = batch.iter().map(|(address, _)| self.keys.address(address));
+            let keys = std::iter::once(self.keys.told()).chain(addresses).collect();
+            let mut arguments = statement.arguments().to_vec();
+            arguments.push(text(&node));
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
             self.run(&self.scripts.set_counts, keys, arguments).await?;
         }

@@ -25,6 +25,9 @@ const SALT_TTL_SECONDS: u32 = 48 * 3600;
 const TRIM_VISITORS_MAX: u32 = 1000;
 /// Notes of publishers that are kept without asking whether they still live.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
+/// How long the number of a process's newest statement about sockets is kept: what it sent before on a connection that
+/// broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
+const TOLD_KEPT_MS: u32 = 3_600_000;
 /// No node's lease is longer than this or, if that is more, than the asking node's.
 const MEMBER_LEASE_MS_MAX: u32 = 60_000;
 
@@ -58,6 +61,7 @@ fn constants() -> String {
         ("SCHEMA_VERSION", u64::from(SCHEMA_VERSION)),
         ("STREAM_ENTRIES_MAX", STREAM_ENTRIES_MAX as u64),
         ("THEMES_MAX", THEMES_MAX as u64),
+        ("TOLD_KEPT_MS", u64::from(TOLD_KEPT_MS)),
         ("TRIM_VISITORS_MAX", u64::from(TRIM_VISITORS_MAX)),
     ];
     let lines: String = numbers.iter().map(|(name, number)| format!("local {name} = {number}\n")).collect();

@@ -101,6 +101,15 @@ impl RedisServer {
         assert!(self.try_start(), "redis-server does not start again; its log:\n{}", self.log());
     }
 
+    /// Starts it again after [`Self::kill9`] at the same address, with another disk: all data are gone.
+    pub(crate) fn restart_empty(&mut self) {
+        let log = self.directory.path().join("appendonlydir");
+        if let Err(error) = std::fs::remove_dir_all(&log) {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}: {error}", log.display());
+        }
+        self.restart();
+    }
+
     /// SIGSTOP: it is there, and silent, like a dead machine whose peer was never told.
     pub(crate) fn freeze(&self) {
         self.running().signal(Signal::Stop);

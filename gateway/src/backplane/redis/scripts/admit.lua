@@ -5,14 +5,16 @@
 -- node dies. Questions that wait together are asked together; each is answered by itself, so an address whose key
 -- holds something else costs the others nothing.
 --
--- KEYS  1 nodes (zset), then the addresses (hashes: node -> its sockets)
--- ARGV  1 member lease, ms, then for each address: node, held, wanted, cap
+-- KEYS  1 nodes (zset)  2 told (hash), then the addresses (hashes: node -> its sockets)
+-- ARGV  1 who speaks  2 number of the statement  3 member lease, ms, then for each address: node, held, wanted, cap
 -- Returns for each address 'granted' | 'refused' | 'corrupt' | 'gone', and how many of the node's are counted now
 
 local nodes = KEYS[1]
 
 expect('zset', nodes, 'nodes')
-settle_members(nodes, tonumber(ARGV[1]))
+expect('hash', KEYS[2], 'told')
+refuse_if_late(KEYS[2], ARGV[1], tonumber(ARGV[2]))
+settle_members(nodes, tonumber(ARGV[3]))
 
 local members = {}
 local function lives(node)
@@ -70,8 +72,8 @@ local function admit(address, node, held, wanted, cap)
 end
 
 local answers = {}
-for i = 2, #KEYS do
-  local at = 4 * i - 6
+for i = 3, #KEYS do
+  local at = 4 * i - 8
   local answer, counted =
     admit(KEYS[i], ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
   answers[#answers + 1] = answer
