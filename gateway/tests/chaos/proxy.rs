@@ -266,11 +266,14 @@ mod tests {
         proxy.set(None);
         // The request that nobody waits for any more was carried out, late.
         assert_eq!(resp.ask(&[b"INCR", b"n"]).await.expect("open"), Reply::Number(1));
+
+        let mut resp = Resp::try_at(proxy.address).await.expect("the proxy listens");
+        assert_eq!(count(&mut resp).await, Some(Reply::Number(3)));
         proxy.set(Some(Breakage::HalfOpen));
         assert_eq!(count(&mut resp).await, None);
-        assert_eq!(stored(&redis).await, "3", "it was carried out");
+        assert_eq!(stored(&redis).await, "4", "it was carried out");
         let mut another = Resp::try_at(proxy.address).await.expect("the proxy listens");
-        assert_eq!(count(&mut another).await, Some(Reply::Number(4)), "who comes anew is served");
+        assert_eq!(count(&mut another).await, Some(Reply::Number(5)), "who comes anew is served");
         proxy.set(None);
         assert_eq!(count(&mut resp).await, None, "for ever");
         assert!(proxy.harm(Breakage::HalfOpen) > 0);

@@ -44,8 +44,13 @@ impl Watched {
         watched
     }
 
+    /// The one that the Sentinels name and that says so itself: during a failover they name the old one.
     async fn primary(&self) -> SocketAddr {
-        until("the sentinels know a primary", async || self.finder.primary().await).await
+        until("the sentinels know a primary", async || {
+            let address = self.finder.primary().await?;
+            info(address, "replication").await?.contains("role:master").then_some(address)
+        })
+        .await
     }
 
     /// Waits until another server than `old` is the primary, and says so itself.

@@ -132,7 +132,9 @@ impl Resp {
         Box::pin(async move {
             let mut line = String::new();
             self.0.read_line(&mut line).await?;
-            let (kind, rest) = line.trim_end().split_at_checked(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+            // A line that breaks off is none.
+            let line = line.strip_suffix("\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+            let (kind, rest) = line.split_at_checked(1).ok_or(io::ErrorKind::UnexpectedEof)?;
             Ok(match kind {
                 "+" => Reply::Text(rest.to_owned()),
                 "-" => Reply::Error(rest.to_owned()),
