@@ -58,6 +58,10 @@ pub(crate) struct Verdict {
     pub(crate) closes: usize,
     /// Attempts of an eleventh socket that were refused.
     pub(crate) refused: usize,
+    /// For each fault, from when all was there again to when all saw a fresh number and new events; none: never…
+    pub(crate) recovery_ms: Vec<Option<Ms>>,
+    /// …and to when all sockets of the crowded address were open and live again.
+    pub(crate) crowd_ms: Vec<Option<Ms>>,
     /// For each fault, the longest time for which somebody saw a number that was neither refreshed nor flagged.
     pub(crate) detection_ms: Vec<Ms>,
 }

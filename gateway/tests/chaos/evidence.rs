@@ -187,17 +187,13 @@ pub(crate) struct FaultLog {
     pub(crate) begun: Ms,
     /// When the system had all that it needs again: a primary, a path, a process that runs.
     pub(crate) good: Ms,
-    /// When all viewers saw a fresh number and new events again; none when they did not in time.
-    pub(crate) recovered: Option<Ms>,
-    /// When all sockets of the crowded address were open again; none when they were not in time.
-    pub(crate) crowd_back: Option<Ms>,
+    /// When the lab had seen that all is well, or had waited in vain, and went on.
+    pub(crate) over: Ms,
 }
 
 /// An attempt to get one more socket for the crowded address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
-    /// Where.
-    pub(crate) node: Node,
     /// When it was answered.
     pub(crate) at: Ms,
     /// Until when the socket was open; none when it was refused for the cap.

@@ -23,8 +23,9 @@ pub(crate) fn table(outcome: &Outcome) -> String {
         evidence.stall_ms,
     );
     let _ = writeln!(text, "  {:<22} {:>9} {:>9} {:>9}  confirmed by", "fault", "detected", "good", "healed");
-    for (fault, detection) in evidence.faults.iter().zip(&verdict.detection_ms) {
-        let healed = fault.recovered.map_or("never".to_owned(), |at| shown(at.saturating_sub(fault.good)));
+    let times = verdict.detection_ms.iter().zip(&verdict.recovery_ms);
+    for (fault, (detection, recovery)) in evidence.faults.iter().zip(times) {
+        let healed = recovery.map_or("never".to_owned(), shown);
         let _ = writeln!(
             text,
             "  {:<22} {:>9} {:>9} {:>9}  {}",
@@ -92,12 +93,13 @@ impl Summary {
         self.gaps += verdict.gaps;
         self.refused += verdict.refused;
         self.violations += verdict.violations.len();
-        for (fault, detection) in outcome.evidence.faults.iter().zip(&verdict.detection_ms) {
+        let times = verdict.detection_ms.iter().zip(&verdict.recovery_ms);
+        for (fault, (detection, recovery)) in outcome.evidence.faults.iter().zip(times) {
             let worst = self.kinds.entry((outcome.plan.topology.name(), fault.kind)).or_default();
             worst.times += 1;
             worst.detection = worst.detection.max(*detection);
             worst.until_good = worst.until_good.max(fault.good - fault.begun);
-            worst.recovery = worst.recovery.max(fault.recovered.map_or(Ms::MAX, |at| at.saturating_sub(fault.good)));
+            worst.recovery = worst.recovery.max(recovery.unwrap_or(Ms::MAX));
         }
     }
 

@@ -196,11 +196,11 @@ pub(crate) async fn intrude(stage: Arc<Stage>, mut prng: Prng) -> Vec<Attempt> {
         if up.is_empty() {
             continue;
         }
-        let Place { node, public, .. } = prng.pick(&up);
+        let Place { public, .. } = prng.pick(&up);
         match timeout(HANDSHAKE_WITHIN, upgrade.try_open(public)).await {
-            Ok(Ok(client)) => attempts.push(hold(client, node, &stage).await),
+            Ok(Ok(client)) => attempts.push(hold(client, &stage).await),
             Ok(Err(Refusal::Answered(answer))) if answer.status() == 429 => {
-                attempts.push(Attempt { node, at: stage.now(), open_until: None });
+                attempts.push(Attempt { at: stage.now(), open_until: None });
             }
             _ => {}
         }
@@ -208,7 +208,7 @@ pub(crate) async fn intrude(stage: Arc<Stage>, mut prng: Prng) -> Vec<Attempt> {
     attempts
 }
 
-async fn hold(mut client: Client, node: Node, stage: &Stage) -> Attempt {
+async fn hold(mut client: Client, stage: &Stage) -> Attempt {
     let at = stage.now();
     let reading = async { while !matches!(client.next().await, Incoming::End(_)) {} };
     let held = timeout(ATTEMPT_HELD, reading).await;
@@ -217,7 +217,7 @@ async fn hold(mut client: Client, node: Node, stage: &Stage) -> Attempt {
         // Its place is free when the gateway has read this, and nobody here needs to wait for that.
         client.reset();
     }
-    Attempt { node, at, open_until }
+    Attempt { at, open_until }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The cap of an address, sockets that must stay open, times to heal, and whether the run was worth its name.
 
+use std::collections::HashMap;
+
 use super::{Bounds, CROWD_BACK_MS, RECOVERY_MS, Verdict};
-use crate::evidence::{Ending, Evidence, FaultLog, Ms, Pace, Part, Session};
+use crate::evidence::{Ending, Evidence, FaultLog, Ms, Pace, Part, Session, What};
 
 /// Fewer of them would not be a cluster, or not a crowd.
 const NODES_MIN: usize = 3;
@@ -52,17 +54,47 @@ fn check_closes(evidence: &Evidence, verdict: &mut Verdict) {
 
 fn check_healing(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     for fault in &evidence.faults {
-        let healed = |at: Option<Ms>, bound: Ms| at.is_some_and(|at| at <= fault.good + bound + bounds.slack_ms);
-        if !healed(fault.recovered, RECOVERY_MS) {
-            let after = fault.recovered.map(|at| at.saturating_sub(fault.good));
-            verdict.violation("not healed in time", format!("{}: {after:?} ms", fault.what));
+        let recovered = healed(evidence, fault.good, |session| !session.crowded);
+        let crowd = healed(evidence, fault.good, |session| session.crowded);
+        verdict.recovery_ms.push(recovered);
+        verdict.crowd_ms.push(crowd);
+        if recovered.is_none_or(|after| after > RECOVERY_MS + bounds.slack_ms) {
+            verdict.violation("not healed in time", format!("{}: {recovered:?} ms", fault.what));
         }
-        if !healed(fault.crowd_back, CROWD_BACK_MS) {
-            let after = fault.crowd_back.map(|at| at.saturating_sub(fault.good));
-            let what = format!("{}: sockets of one address were all open again after {after:?} ms", fault.what);
+        if crowd.is_none_or(|after| after > CROWD_BACK_MS + bounds.slack_ms) {
+            let what = format!("{}: sockets of one address were all live again after {crowd:?} ms", fault.what);
             verdict.violation("places leaked", what);
         }
     }
+}
+
+/// How long after `good` the last of these clients saw a number that was counted, and an event that was sent, after
+/// that; none if one of them never did. Slow readers do not count.
+fn healed(evidence: &Evidence, good: Ms, concerned: impl Fn(&Session) -> bool) -> Option<Ms> {
+    let mut by_client: HashMap<usize, Option<Ms>> = HashMap::new();
+    for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt && concerned(session)) {
+        let healed = by_client.entry(session.client).or_default();
+        *healed = healed.or_else(|| healed_in(evidence, session, good));
+    }
+    let last = by_client.into_values().try_fold(good, |last, healed| healed.map(|at| last.max(at)))?;
+    Some(last - good)
+}
+
+fn healed_in(evidence: &Evidence, session: &Session, good: Ms) -> Option<Ms> {
+    let first = |wanted: &dyn Fn(&What) -> bool| {
+        let heard = session.heard.iter().find(|heard| wanted(&heard.what))?;
+        Some(heard.at)
+    };
+    // Timestamps of snapshots are whole seconds.
+    let number = first(&|what| match what {
+        What::Init(shown) | What::Update(shown) => !shown.stale && shown.counted + 1_000 > good,
+        _ => false,
+    })?;
+    let event = first(&|what| match what {
+        What::Event(number) => evidence.published.get(number).is_some_and(|event| event.sent >= good),
+        _ => false,
+    })?;
+    Some(number.max(event).max(good))
 }
 
 /// A socket of the crowded address, in time.
@@ -115,9 +147,6 @@ fn unsettled(evidence: &Evidence, bounds: Bounds) -> Vec<(Ms, Ms)> {
         .faults
         .iter()
         .filter(|fault| fault.part == Part::Redis || slept(fault))
-        .map(|fault| {
-            let healed = fault.recovered.unwrap_or(evidence.ended).max(fault.crowd_back.unwrap_or(evidence.ended));
-            (fault.begun, healed + SETTLED_MS + bounds.slack_ms)
-        })
+        .map(|fault| (fault.begun, fault.over + SETTLED_MS + bounds.slack_ms))
         .collect()
 }

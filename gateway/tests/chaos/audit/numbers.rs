@@ -70,8 +70,7 @@ fn check_silence(evidence: &Evidence, session: &Session, bounds: Bounds, verdict
         let asleep: Ms = frozen.iter().map(|(stop, go)| to.min(*go).saturating_sub(from.max(*stop))).sum();
         let silence = to.saturating_sub(from).saturating_sub(asleep);
         for (fault, detection) in evidence.faults.iter().zip(&mut verdict.detection_ms) {
-            let over = fault.recovered.unwrap_or(evidence.ended);
-            if asleep == 0 && to > fault.begun && from < over {
+            if asleep == 0 && to > fault.begun && from < fault.over {
                 *detection = (*detection).max(silence);
             }
         }
