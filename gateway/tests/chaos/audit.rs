@@ -48,8 +48,12 @@ pub(crate) struct Verdict {
     pub(crate) delivered: usize,
     /// Announcements of a gap that clients got.
     pub(crate) gaps: usize,
-    /// Events that clients missed, and were told so, by a gap or a second `init`; all clients together.
+    /// Events that clients missed, and were told so, by a gap or a second `init`; all prompt clients together…
     pub(crate) announced: usize,
+    /// …and all slow ones.
+    pub(crate) announced_to_slow: usize,
+    /// Second `init`s, which slow readers got.
+    pub(crate) overflows: usize,
     /// Accepted events which Redis itself lost before every client had them: neither in the stream at the end…
     pub(crate) lost_by_redis: usize,
     /// …and of them, those for which some client was told nothing.

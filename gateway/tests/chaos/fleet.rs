@@ -34,11 +34,11 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    pub(crate) async fn start(plan: &Plan, backend: &dyn Backend, stage: &Stage) -> Self {
+    pub(crate) async fn start(plan: &Plan, bug: Option<&str>, backend: &dyn Backend, stage: &Stage) -> Self {
         let interval = format!("{}ms", plan.interval.as_millis());
         let mut fleet = Self { berths: Vec::new(), logs: Vec::new(), last_words: Vec::new() };
         for index in 0..plan.gateways {
-            let setup = Setup::embedded()
+            let mut setup = Setup::embedded()
                 .with("REDIS_URL", &backend.url(index))
                 .with("GATEWAY_TICK_INTERVAL", &interval)
                 .with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1")
@@ -46,6 +46,9 @@ impl Fleet {
                 // A slow reader fills it within seconds at the lab's rate of events.
                 .with("GATEWAY_OUTBOX_BYTES", "8KiB")
                 .with("GATEWAY_PING_INTERVAL", "12s");
+            if let Some(bug) = bug {
+                setup = setup.with("PULSEGATE_PLANTED_BUG", bug);
+            }
             let gateway = setup.ready().await;
             let node = fleet.enlist(&gateway, stage);
             fleet.berths.push(Berth { setup, gateway, node });

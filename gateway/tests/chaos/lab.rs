@@ -9,8 +9,7 @@ use gateway::clock::Clock;
 
 use crate::plan::{Plan, Topology};
 use crate::report::{self, Summary};
-use crate::run::{Outcome, run};
-use crate::viewer::Resume;
+use crate::run::{Conditions, Outcome, run};
 
 /// Fresh seeds of one call.
 const RUNS: u64 = 20;
@@ -59,15 +58,29 @@ fn option(name: &str) -> Option<String> {
 fn lab() {
     let options = Options::read();
     eprintln!("seeds {:?}; replay one with: make chaos SEED=<seed>", options.seeds);
-    let (summary, failed) = runs(options);
+    let (begun, mut summary) = (Instant::now(), Summary::default());
+    let conditions = Conditions::default();
+    let failed = runs(options, conditions, |seed, outcome| {
+        eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
+        if let Some(outcome) = outcome {
+            summary.add(outcome);
+            if !outcome.verdict.violations.is_empty() {
+                keep(outcome);
+            }
+        }
+    });
     eprintln!("{}", summary.table());
     assert!(failed.is_empty(), "violations; replay with: make chaos SEED={}", failed[0]);
 }
 
-/// The summary, and the seeds that failed. Runs that have begun when one fails are seen to their end.
-fn runs(options: Options) -> (Summary, Vec<u64>) {
-    let begun = Instant::now();
-    let (mut summary, mut failed) = (Summary::default(), Vec::new());
+fn unfinished(seed: u64) -> String {
+    format!("seed {seed}: the run did not come to its end\n")
+}
+
+/// Runs these, tells of each when it is over (or has failed to come to its end), and gives the seeds that failed. Runs
+/// that have begun when one fails are seen to their end.
+fn runs(options: Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
+    let mut failed = Vec::new();
     let mut waiting = options.seeds.into_iter();
     let (finished, results) = mpsc::sync_channel(options.jobs);
     let mut running = 0;
@@ -83,35 +96,26 @@ fn runs(options: Options) -> (Summary, Vec<u64>) {
             running += 1;
             // A thread of its own for each: its children die with it, and a panic is one run's.
             thread::spawn(move || {
-                let result = thread::spawn(move || alone(plan)).join().map_err(|_| seed);
-                let _ = finished.send(result);
+                let outcome = thread::spawn(move || alone(plan, conditions)).join().ok();
+                let _ = finished.send((seed, outcome));
             });
         }
         if running == 0 {
-            return (summary, failed);
+            return failed;
         }
         running -= 1;
-        match results.recv().expect("the sender is here") {
-            Ok(outcome) => {
-                eprintln!("[{} s] {}", begun.elapsed().as_secs(), report::table(&outcome));
-                summary.add(&outcome);
-                if !outcome.verdict.violations.is_empty() {
-                    failed.push(outcome.plan.seed);
-                    keep(&outcome);
-                }
-            }
-            Err(seed) => {
-                eprintln!("[{} s] seed {seed}: the run did not come to its end", begun.elapsed().as_secs());
-                failed.push(seed);
-            }
+        let (seed, outcome) = results.recv().expect("the sender is here");
+        tell(seed, outcome.as_ref());
+        if outcome.is_none_or(|outcome| !outcome.verdict.violations.is_empty()) {
+            failed.push(seed);
         }
     }
 }
 
 /// A run on this thread.
-fn alone(plan: Plan) -> Outcome {
+fn alone(plan: Plan, conditions: Conditions) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(run(plan, Resume::Never))
+    runtime.expect("a runtime").block_on(run(plan, conditions))
 }
 
 /// Keeps what a run that failed has left, for whoever looks into it.
@@ -125,4 +129,56 @@ fn keep(outcome: &Outcome) {
         write(format!("gateway-{node}.log"), log);
     }
     eprintln!("kept: {}", directory.display());
+}
+
+/// The lab finds what it is for: each bug that gateways are built with here, within twenty seeds.
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use super::*;
+
+    const SEEDS: std::ops::Range<u64> = 1..21;
+
+    fn check(bug: &'static str) {
+        let options = Options { seeds: SEEDS.collect(), jobs: JOBS, topology: None, keep_going: false };
+        let begun = Instant::now();
+        let mut found: Vec<String> = Vec::new();
+        let failed = runs(options, Conditions { bug: Some(bug), ..Conditions::default() }, |seed, outcome| {
+            let Some(outcome) = outcome else { return };
+            let rules = outcome.verdict.violations.iter().map(|violation| violation.rule);
+            found.extend(rules.map(|rule| format!("seed {seed}: {rule}")));
+        });
+        assert!(!failed.is_empty() && !found.is_empty(), "{bug} was not found with seeds {SEEDS:?}");
+        found.dedup();
+        eprintln!("{bug}: found after {} s; {found:?}", begun.elapsed().as_secs());
+    }
+
+    #[test]
+    #[ignore = "`make chaos-planted` runs it"]
+    fn no_cursor_check() {
+        check("no-cursor-check");
+    }
+
+    #[test]
+    #[ignore = "`make chaos-planted` runs it"]
+    fn publish_twice() {
+        check("publish-twice");
+    }
+
+    #[test]
+    #[ignore = "`make chaos-planted` runs it"]
+    fn counts_by_difference() {
+        check("counts-by-difference");
+    }
+
+    #[test]
+    #[ignore = "`make chaos-planted` runs it"]
+    fn no_slot_check() {
+        check("no-slot-check");
+    }
+
+    #[test]
+    #[ignore = "`make chaos-planted` runs it"]
+    fn no_reregistration() {
+        check("no-reregistration");
+    }
 }

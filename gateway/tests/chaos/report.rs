@@ -38,15 +38,17 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     }
     let _ = writeln!(
         text,
-        "  events: {} offered, {} accepted, {} lost by redis ({} unannounced) · delivered {} · gaps {} for {} events · \
-         closes {} · eleventh refused {}",
+        "  events: {} offered, {} accepted, {} lost by redis ({} unannounced) · delivered {} · gaps {} for {} events ({} of slow readers, \
+         {} overflows) · closes {} · eleventh refused {}",
         verdict.offered,
         verdict.accepted,
         verdict.lost_by_redis,
         verdict.lost_unannounced,
         verdict.delivered,
         verdict.gaps,
-        verdict.announced,
+        verdict.announced + verdict.announced_to_slow,
+        verdict.announced_to_slow,
+        verdict.overflows,
         verdict.closes,
         verdict.refused,
     );

@@ -48,14 +48,23 @@ struct Cast {
     stalls: JoinSet<Ms>,
 }
 
+/// What does not come from the seed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Conditions {
+    /// What viewers do when they come again.
+    pub(crate) resume: Resume,
+    /// The bug that the gateways have, if they were built to have one.
+    pub(crate) bug: Option<&'static str>,
+}
+
 /// Does what the plan says. Panics only when the lab itself cannot go on.
-pub(crate) async fn run(plan: Plan, resume: Resume) -> Outcome {
+pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
     let begun = Instant::now();
     let stage = Arc::new(Stage::new(VIEWERS));
     let mut backend = topology::start(&plan).await;
-    let mut fleet = Fleet::start(&plan, &*backend, &stage).await;
+    let mut fleet = Fleet::start(&plan, conditions.bug, &*backend, &stage).await;
     let numbers = Arc::new(Numbers::default());
-    let cast = enter(&plan, &stage, &numbers, &backend.finder(), resume);
+    let cast = enter(&plan, &stage, &numbers, &backend.finder(), conditions.resume);
     until(WARM_WITHIN, || all_see(&stage, 0, Who::Everybody)).await.expect("all viewers see a fresh number at first");
 
     let extra = Mutex::new(Vec::new());

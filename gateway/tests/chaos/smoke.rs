@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use crate::plan::{Breakage, Fault, Plan, Topology, Which};
 use crate::report;
-use crate::run::run;
-use crate::viewer::Resume;
+use crate::run::{Conditions, run};
 
 async fn check(topology: Topology, faults: [Fault; 3]) {
     let faults = faults.map(|fault| (Duration::from_millis(500), fault)).to_vec();
     let plan = Plan { seed: 1, topology, interval: Duration::from_secs(1), gateways: 3, faults };
-    let outcome = run(plan, Resume::Never).await;
+    let outcome = run(plan, Conditions::default()).await;
     assert!(outcome.verdict.violations.is_empty(), "{}", report::table(&outcome));
 }
 

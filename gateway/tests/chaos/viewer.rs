@@ -27,9 +27,10 @@ const ATTEMPT_EVERY: Duration = Duration::from_millis(400);
 const ATTEMPT_HELD: Duration = Duration::from_millis(1_200);
 
 /// Whether viewers name the last id that they have when they come again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Resume {
     /// They begin afresh.
+    #[default]
     Never,
     /// Who has ids goes on where it was.
     ByLastId,

@@ -226,6 +226,7 @@ fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut
     {
         verdict.violation("init first", format!("client {client} first read {:?}", first.what));
     }
+    verdict.overflows += reader.heard.iter().skip(1).filter(|heard| matches!(heard.what, What::Init(_))).count();
     for heard in &reader.heard {
         match &heard.what {
             What::Event(number) if !evidence.published.contains_key(number) => {
@@ -324,8 +325,9 @@ fn check_missing(
             continue;
         }
         let told = announced.iter().any(|hole| hole.covers(mark));
-        if told {
-            verdict.announced += 1;
+        match reader.pace {
+            Pace::Prompt => verdict.announced += usize::from(told),
+            Pace::Slow => verdict.announced_to_slow += usize::from(told),
         }
         if mark.place.is_none() {
             *lost.entry(*number).or_insert(true) &= told;
