@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit::{Verdict, audit};
 use crate::evidence::{Attempt, Evidence, FaultLog, Ms, Node, Number, Pace, Part, Published, Session, Survivor};
 use crate::fleet::Fleet;
-use crate::plan::{CROWD, Fault, Plan, VIEWERS};
+use crate::plan::{CROWD, Fault, Plan, VIEWERS, Which};
 use crate::prng::Prng;
 use crate::producer::{self, Numbers};
 use crate::stage::Stage;
@@ -161,8 +162,19 @@ async fn suffer(
         }
         _ => {
             let targets = targets(fault, plan, fleet).await;
-            let scene = Scene { stage, numbers, interval: plan.interval, published, targets };
-            (Part::Redis, backend.strike(fault, &scene).await)
+            let scene = Scene { stage, numbers, interval: plan.interval, published, targets, blow: Notify::new() };
+            let struck = if fault == Fault::PowerCutAfterTick {
+                let ticker = fleet.find(Which::Ticker).await;
+                let dying = async {
+                    scene.blow.notified().await;
+                    fleet.kill(ticker, Duration::ZERO, stage).await
+                };
+                let (redis, gateway) = tokio::join!(backend.strike(fault, &scene), dying);
+                redis.and(gateway)
+            } else {
+                backend.strike(fault, &scene).await
+            };
+            (Part::Redis, struck)
         }
     };
     let good = struck.good;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::evidence::{Ms, Number, Published};
@@ -37,6 +38,18 @@ pub(crate) struct Struck {
     pub(crate) confirmed: String,
 }
 
+impl Struck {
+    /// Two that struck together: confirmed if both are.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let both = !self.confirmed.is_empty() && !other.confirmed.is_empty();
+        Self {
+            begun: self.begun.min(other.begun),
+            good: self.good.max(other.good),
+            confirmed: if both { format!("{}; {}", self.confirmed, other.confirmed) } else { String::new() },
+        }
+    }
+}
+
 /// What a fault may need from the run.
 pub(crate) struct Scene<'a> {
     pub(crate) stage: &'a Stage,
@@ -46,6 +59,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) published: &'a Mutex<Vec<(Number, Published)>>,
     /// For which gateways the way breaks.
     pub(crate) targets: Vec<usize>,
+    /// Told when Redis dies, for whoever shall die with it.
+    pub(crate) blow: Notify,
 }
 
 /// A Redis, however it is run.

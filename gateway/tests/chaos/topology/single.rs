@@ -142,13 +142,11 @@ impl Backend for Single {
                 })
                 .await
             }
-            Fault::PowerCutAfterTick { ahead } => {
-                // The snapshot that everybody has seen is gone, and its slot has not ended yet.
+            Fault::PowerCutAfterTick => {
                 Self::until_slot_ends(scene).await;
-                let finder = Arc::clone(&self.finder);
                 self.cut_power(scene, Duration::ZERO, async {
-                    scene.put_ahead(&finder, ahead).await;
                     Self::until_tick(scene).await;
+                    scene.blow.notify_one();
                 })
                 .await
             }
