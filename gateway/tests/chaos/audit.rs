@@ -58,6 +58,8 @@ pub(crate) struct Verdict {
     pub(crate) lost_by_redis: usize,
     /// …and of them, those for which some client was told nothing.
     pub(crate) lost_unannounced: usize,
+    /// Events that came twice because Redis lost the first entry, and with it the note that it was done.
+    pub(crate) redone: usize,
     /// Sockets that ended before their viewers wanted to leave.
     pub(crate) closes: usize,
     /// Attempts of an eleventh socket that were refused.

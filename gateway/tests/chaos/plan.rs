@@ -168,7 +168,7 @@ impl Plan {
 
     /// Whether the viewer asks for ids, and whether it is slow: a third, and a tenth.
     pub(crate) fn viewer(index: usize) -> (bool, bool) {
-        (index % 3 == 0, index % 10 == 9)
+        (index.is_multiple_of(3), index % 10 == 9)
     }
 }
 

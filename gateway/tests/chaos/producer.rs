@@ -58,10 +58,7 @@ pub(crate) async fn stream(stage: Arc<Stage>, numbers: Arc<Numbers>, finder: Arc
     while !stage.no_more_events.is_cancelled() {
         ticks.tick().await;
         if connection.is_none() {
-            connection = match timeout(XADD_WITHIN, finder.connect()).await {
-                Ok(found) => found,
-                Err(_) => None,
-            };
+            connection = timeout(XADD_WITHIN, finder.connect()).await.unwrap_or_default();
         }
         let Some(mut redis) = connection.take() else { continue };
         let (number, sent) = (numbers.next(), stage.now());

@@ -38,12 +38,13 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     }
     let _ = writeln!(
         text,
-        "  events: {} offered, {} accepted, {} lost by redis ({} unannounced) · delivered {} · gaps {} for {} events ({} of slow readers, \
+        "  events: {} offered, {} accepted, {} lost by redis ({} unannounced), {} redone · delivered {} · gaps {} for {} events ({} of slow readers, \
          {} overflows) · closes {} · eleventh refused {}",
         verdict.offered,
         verdict.accepted,
         verdict.lost_by_redis,
         verdict.lost_unannounced,
+        verdict.redone,
         verdict.delivered,
         verdict.gaps,
         verdict.announced + verdict.announced_to_slow,

@@ -117,9 +117,10 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
         let pace = if slow { Pace::Slow } else { Pace::Prompt };
         // Those who share an address read promptly: whether they are there must not depend on how they read.
         let crowded = !slow && index < CROWD + 1;
-        let viewer = Viewer { index, ids, pace, crowded, resume };
+        let viewer = Viewer { index, ids, pace, crowded, resume, pinned: None };
         cast.viewers.spawn(viewer.watch(Arc::clone(stage), prng.fork(1_000 + index as u64)));
     }
+    cast.viewers.spawn(viewer::witness(Arc::clone(stage), VIEWERS, prng.fork(3)));
     let (stream, post) = (
         producer::stream(Arc::clone(stage), Arc::clone(numbers), Arc::clone(finder)),
         producer::post(Arc::clone(stage), Arc::clone(numbers), prng.fork(1)),
@@ -170,7 +171,7 @@ async fn suffer(
                     fleet.kill(ticker, Duration::ZERO, stage).await
                 };
                 let (redis, gateway) = tokio::join!(backend.strike(fault, &scene), dying);
-                redis.and(gateway)
+                redis.and(&gateway)
             } else {
                 backend.strike(fault, &scene).await
             };
@@ -210,7 +211,7 @@ enum Who {
 
 /// Whether these viewers have a socket, and a number and an event from after that time.
 fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
-    stage.sights.lock().iter().enumerate().all(|(index, sight)| {
+    stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
         let (_, slow) = Plan::viewer(index);
         let crowded = !slow && index < CROWD + 1;
         let concerned = match who {
@@ -227,7 +228,7 @@ fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
 
 /// Whether everybody has read an event that was sent then.
 fn all_have_read(stage: &Stage, sent: Ms) -> bool {
-    stage.sights.lock().iter().all(|sight| sight.at.is_some() && sight.newest >= sent)
+    stage.sights.lock().iter().take(VIEWERS).all(|sight| sight.at.is_some() && sight.newest >= sent)
 }
 
 /// Waits until it holds; none when it does not within that time.

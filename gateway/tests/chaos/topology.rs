@@ -40,7 +40,7 @@ pub(crate) struct Struck {
 
 impl Struck {
     /// Two that struck together: confirmed if both are.
-    pub(crate) fn and(self, other: Self) -> Self {
+    pub(crate) fn and(&self, other: &Self) -> Self {
         let both = !self.confirmed.is_empty() && !other.confirmed.is_empty();
         Self {
             begun: self.begun.min(other.begun),

@@ -6,11 +6,12 @@ use std::time::Duration;
 use serde_json::Value;
 use shared::time::Timestamp;
 use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::evidence::{Attempt, Ending, Heard, Node, Pace, Session, Shown, What};
 use crate::prng::Prng;
-use crate::stage::{Place, Stage};
+use crate::stage::{Place, Sight, Stage};
 use crate::support::client::{Client, End, Incoming, Refusal, Upgrade};
 
 /// A gateway that does not answer a handshake within this is tried no longer.
@@ -24,6 +25,8 @@ const PAUSE_MS: (u64, u64) = (2_000, 7_000);
 const READ_MS: (u64, u64) = (300, 1_500);
 /// From one attempt of an eleventh socket to the next, and how long the socket is held if it is granted.
 const ATTEMPT_EVERY: Duration = Duration::from_millis(400);
+/// A gateway has its witness at most this long after it has started.
+const WITNESS_WITHIN: Duration = Duration::from_millis(20);
 const ATTEMPT_HELD: Duration = Duration::from_millis(1_200);
 
 /// Whether viewers name the last id that they have when they come again.
@@ -49,6 +52,8 @@ pub(crate) struct Viewer {
     pub(crate) crowded: bool,
     /// What it does when it comes again.
     pub(crate) resume: Resume,
+    /// It comes to this gateway only.
+    pub(crate) pinned: Option<Node>,
 }
 
 /// The address that many share.
@@ -56,7 +61,9 @@ const CROWD_ADDRESS: &str = "203.0.113.200";
 
 impl Viewer {
     fn upgrade(&self, last_id: Option<&str>) -> Upgrade {
-        let mut query = format!("visitor=viewer-{}", self.index);
+        // Witnesses are no further visitors.
+        let visitor = if self.pinned.is_some() { 0 } else { self.index };
+        let mut query = format!("visitor=viewer-{visitor}");
         if self.ids {
             query.push_str("&ids=1");
         }
@@ -92,7 +99,8 @@ impl Viewer {
     }
 
     async fn open(&self, stage: &Stage, last_id: Option<&str>, prng: &mut Prng) -> Option<(Client, Node)> {
-        let up = stage.up();
+        let mut up = stage.up();
+        up.retain(|place| self.pinned.is_none_or(|node| node == place.node));
         if up.is_empty() {
             return None;
         }
@@ -185,6 +193,24 @@ fn shown(data: &Value) -> Option<Shown> {
 
 fn number(data: &Value) -> Option<u32> {
     data["page_url"].as_str()?.strip_prefix("/n/")?.split('/').next()?.parse().ok()
+}
+
+/// A client with ids at each gateway, from when it starts to its end: what a gateway announces to clients with ids must
+/// be heard by somebody, wherever the others happen to be.
+pub(crate) async fn witness(stage: Arc<Stage>, first_index: usize, prng: Prng) -> Vec<Session> {
+    let mut witnesses: JoinSet<Vec<Session>> = JoinSet::new();
+    while !stage.leave.is_cancelled() {
+        let known = stage.roster.lock().len();
+        for node in witnesses.len()..known {
+            let index = first_index + node;
+            stage.sights.lock().resize(index + 1, Sight::default());
+            let (ids, pace, crowded, resume) = (true, Pace::Prompt, false, Resume::Never);
+            let witness = Viewer { index, ids, pace, crowded, resume, pinned: Some(node) };
+            witnesses.spawn(witness.watch(Arc::clone(&stage), prng.fork(index as u64)));
+        }
+        let _ = timeout(WITNESS_WITHIN, stage.leave.cancelled()).await;
+    }
+    witnesses.join_all().await.into_iter().flatten().collect()
 }
 
 /// Tries to get one more socket for the crowded address, again and again.

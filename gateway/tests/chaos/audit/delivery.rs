@@ -66,9 +66,10 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let history = History::of(evidence, &readers);
     for reader in &readers {
         check_first_and_known(evidence, reader, verdict);
-        check_once(reader, verdict);
+        check_once(reader, &history.redone, verdict);
     }
-    check_order(&readers, verdict);
+    check_order(&readers, &history.redone, verdict);
+    verdict.redone = history.redone.len();
 
     let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
     let of_nodes: Vec<(Node, Hole)> = readers
@@ -117,6 +118,9 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
 struct History<'a> {
     events: HashMap<Number, Mark>,
     ids: HashMap<&'a str, Mark>,
+    /// Events that were read under an id which the stream does not hold, and stand there under another: Redis lost the
+    /// entry and with it all knowledge of the publish, and whoever had no answer yet repeated it.
+    redone: HashSet<Number>,
 }
 
 impl<'a> History<'a> {
@@ -168,7 +172,7 @@ impl<'a> History<'a> {
                 ids.entry(id).or_insert(events[number]);
             }
         }
-        Self { events, ids }
+        Self { events, ids, redone: redone(evidence, readers) }
     }
 
     fn of_id(&self, id: &str) -> Option<Mark> {
@@ -211,6 +215,21 @@ impl<'a> History<'a> {
     }
 }
 
+fn redone(evidence: &Evidence, readers: &[Reader<'_>]) -> HashSet<Number> {
+    let mut standing: HashMap<Number, Vec<&str>> = HashMap::new();
+    for survivor in &evidence.survivors {
+        if let Some(number) = survivor.number {
+            standing.entry(number).or_default().push(&survivor.id);
+        }
+    }
+    let elsewhere = |heard: &&Heard| {
+        let (What::Event(number), Some(id)) = (&heard.what, heard.id.as_deref()) else { return None };
+        let ids = standing.get(number)?;
+        (ids.len() == 1 && ids[0] != without_digest(id)).then_some(*number)
+    };
+    readers.iter().flat_map(|reader| &reader.heard).filter_map(elsewhere).collect()
+}
+
 /// The stream's part of a message's id.
 fn without_digest(id: &str) -> &str {
     match id.match_indices('-').nth(1) {
@@ -244,11 +263,11 @@ fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut
 }
 
 // Inv. ORDER: at most once.
-fn check_once(reader: &Reader<'_>, verdict: &mut Verdict) {
+fn check_once(reader: &Reader<'_>, redone: &HashSet<Number>, verdict: &mut Verdict) {
     let (mut numbers, mut ids) = (HashSet::new(), HashSet::new());
     for heard in &reader.heard {
         let again = match &heard.what {
-            What::Event(number) => !numbers.insert(*number),
+            What::Event(number) => !numbers.insert(*number) && !redone.contains(number),
             _ => false,
         };
         // An `init` repeats the id of its snapshot.
@@ -264,11 +283,12 @@ fn check_once(reader: &Reader<'_>, verdict: &mut Verdict) {
 
 /// All readers' sequences fit into one: what one read before another, nobody read after it.
 // Inv. ORDER
-fn check_order(readers: &[Reader<'_>], verdict: &mut Verdict) {
+fn check_order(readers: &[Reader<'_>], redone: &HashSet<Number>, verdict: &mut Verdict) {
     let mut followers: HashMap<Number, HashSet<Number>> = HashMap::new();
     let mut before: HashMap<Number, usize> = HashMap::new();
     for reader in readers {
-        let numbers: Vec<Number> = reader.heard.iter().filter_map(|heard| number_of(heard)).collect();
+        let all = reader.heard.iter().filter_map(|heard| number_of(heard));
+        let numbers: Vec<Number> = all.filter(|number| !redone.contains(number)).collect();
         for number in &numbers {
             before.entry(*number).or_default();
         }

@@ -261,6 +261,20 @@ fn what_comes_twice_or_in_another_order_or_from_nobody_is_found() {
         let place = place_of_event(session, 50) + 1;
         session.heard.insert(place, again);
     });
+    // Redis lost the first entry, and the second stands there.
+    let again = |evidence: &mut Evidence, first_id: &str| {
+        let session = &mut evidence.sessions[0];
+        let place = place_of_event(session, 50);
+        let mut first = session.heard[place].clone();
+        first.id = Some(first_id.to_owned());
+        session.heard.insert(place - 3, first);
+    };
+    let verdict = check(&[], |evidence| again(evidence, "1-0-abcd"));
+    assert_eq!(verdict.redone, 1);
+    check(&["duplicate", "one order"], |evidence| {
+        again(evidence, "1-0-abcd");
+        evidence.survivors.insert(0, Survivor { id: "1-0".to_owned(), number: Some(50), slot: None });
+    });
     check(&["one order"], |evidence| {
         let session = &mut evidence.sessions[4];
         let (one, other) = (place_of_event(session, 50), place_of_event(session, 51));
