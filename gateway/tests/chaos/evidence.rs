@@ -73,6 +73,8 @@ pub(crate) struct Session {
     pub(crate) ids: bool,
     /// How it reads.
     pub(crate) pace: Pace,
+    /// It belongs to its gateway, and does not come again when that has ended.
+    pub(crate) witness: bool,
     /// It is one of the many sockets of one address.
     pub(crate) crowded: bool,
     /// It named the last id of the socket before and so goes on where that ended.

@@ -11,7 +11,8 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let (plan, evidence, verdict) = (&outcome.plan, &outcome.evidence, &outcome.verdict);
     let mut text = String::new();
     let seconds = outcome.took.as_secs();
-    let clients = evidence.sessions.iter().map(|session| session.client).max().map_or(0, |last| last + 1);
+    let viewers = evidence.sessions.iter().filter(|session| !session.witness);
+    let clients = viewers.map(|session| session.client).max().map_or(0, |last| last + 1);
     let _ = writeln!(
         text,
         "seed {} · {} · slots of {} s · {} gateway processes · {clients} clients · {} sockets · {seconds} s · lab late by {} ms",

@@ -141,7 +141,8 @@ impl Viewer {
         };
         stage.sights.lock()[self.index].at = None;
         let Self { index, ids, pace, crowded, .. } = *self;
-        Session { client: index, node, ids, pace, crowded, resumed, opened, heard, closed: stage.now(), end }
+        let witness = self.pinned.is_some();
+        Session { client: index, node, ids, pace, witness, crowded, resumed, opened, heard, closed: stage.now(), end }
     }
 
     /// Reads a message, and takes note of what the viewer sees now.

@@ -23,7 +23,8 @@ pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) 
 }
 
 fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
-    let clients = evidence.sessions.iter().map(|session| session.client).max().map_or(0, |last| last + 1);
+    let viewers = evidence.sessions.iter().filter(|session| !session.witness);
+    let clients = viewers.map(|session| session.client).max().map_or(0, |last| last + 1);
     let confirmed = evidence.faults.iter().filter(|fault| !fault.confirmed.is_empty()).count();
     if evidence.nodes.len() < NODES_MIN || clients < CLIENTS_MIN || confirmed < FAULTS_MIN {
         let what = format!("{} gateways, {clients} clients, {confirmed} confirmed faults", evidence.nodes.len());
@@ -69,10 +70,11 @@ fn check_healing(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
 }
 
 /// How long after `good` the last of these clients saw a number that was counted, and an event that was sent, after
-/// that; none if one of them never did. Slow readers do not count.
+/// that; none if one of them never did. Slow readers do not count, nor do witnesses, which end with their gateway.
 fn healed(evidence: &Evidence, good: Ms, concerned: impl Fn(&Session) -> bool) -> Option<Ms> {
     let mut by_client: HashMap<usize, Option<Ms>> = HashMap::new();
-    for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt && concerned(session)) {
+    let prompt = evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt && !session.witness);
+    for session in prompt.filter(|session| concerned(session)) {
         let healed = by_client.entry(session.client).or_default();
         *healed = healed.or_else(|| healed_in(evidence, session, good));
     }

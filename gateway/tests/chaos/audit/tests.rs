@@ -80,6 +80,7 @@ fn good_session(evidence: &Evidence, client: usize) -> Session {
         node: client % 3,
         ids,
         pace: if client == 1 { Pace::Slow } else { Pace::Prompt },
+        witness: false,
         crowded: (2..12).contains(&client),
         resumed: false,
         opened: BEGIN + 5,
