@@ -68,6 +68,22 @@ impl Watched {
         .await
     }
 
+    /// Waits until each Sentinel describes the primary like this.
+    async fn until_sentinels_say(&self, wanted: &[(&str, String)]) {
+        for sentinel in &self.sentinels {
+            until("the sentinels agree", async || {
+                let mut resp = Resp::try_at(sentinel.address).await.ok()?;
+                let seen = resp.ask(&[b"SENTINEL", b"MASTER", SERVICE.as_bytes()]).await.ok()?;
+                let Reply::Many(fields) = seen else { return None };
+                let says = |key: &str, value: &str| {
+                    fields.chunks(2).any(|pair| pair[0].text() == key && pair[1].text() == value)
+                };
+                wanted.iter().all(|(key, value)| says(key, value)).then_some(())
+            })
+            .await;
+        }
+    }
+
     async fn kill_primary(&mut self, scene: &Scene<'_>, lag: Option<Duration>, ahead: Option<Duration>) -> Struck {
         let old = self.primary().await;
         if let Some(lag) = lag {
@@ -126,30 +142,24 @@ impl Backend for Watched {
 
     async fn restore(&mut self) {
         let primary = self.primary().await;
+        let port = primary.port().to_string();
+        // Before the old primary comes back: a Sentinel that has not heard of the election would take it for the present
+        // one, and depose it, and all that was written since, as soon as it follows another.
+        let flags = ("flags", "master".to_owned());
+        self.until_sentinels_say(&[("port", port.clone()), flags.clone()]).await;
         for server in &mut self.servers {
             if server.state().is_none() {
                 server.restart();
             }
-            if server.address() != primary {
-                let port = primary.port().to_string();
+            let follows = format!("master_port:{port}\r");
+            let knows = info(server.address(), "replication").await.is_some_and(|info| info.contains(&follows));
+            if server.address() != primary && !knows {
                 Resp::to(server).await.try_call(&["REPLICAOF", "127.0.0.1", &port]).await;
             }
         }
         until_followed(primary).await;
-        for sentinel in &self.sentinels {
-            let known = |text: &Reply, key: &str, value: usize| {
-                let fields = text.many();
-                fields.chunks(2).any(|pair| pair[0].text() == key && pair[1].text() == value.to_string())
-            };
-            until("the sentinels agree", async || {
-                let mut resp = Resp::try_at(sentinel.address).await.ok()?;
-                let seen = resp.ask(&[b"SENTINEL", b"MASTER", SERVICE.as_bytes()]).await.ok()?;
-                let port = usize::from(primary.port());
-                let others = SENTINELS - 1;
-                let all = [("port", port), ("num-slaves", REPLICAS), ("num-other-sentinels", others)];
-                all.iter().all(|(key, value)| known(&seen, key, *value)).then_some(())
-            })
-            .await;
-        }
+        let replicas = ("num-slaves", REPLICAS.to_string());
+        let others = ("num-other-sentinels", (SENTINELS - 1).to_string());
+        self.until_sentinels_say(&[("port", port), flags, replicas, others]).await;
     }
 }
