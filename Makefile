@@ -45,6 +45,15 @@ bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
 .PHONY: test
 test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
 
+.PHONY: chaos
+chaos: redis-server ## The failure lab: 20 fresh seeds (RUNS=200, SEED=… replays, TOPOLOGY=…, JOBS=4, REDIS_SERVER=valkey-server)
+	RUNS=$(RUNS) SEED=$(SEED) TOPOLOGY=$(TOPOLOGY) JOBS=$(JOBS) KEEP_GOING=$(KEEP_GOING) \
+		$(CARGO) test -q --locked -p gateway --test chaos -- --ignored --exact --nocapture lab::lab
+
+.PHONY: chaos-planted
+chaos-planted: redis-server ## Does the failure lab find bugs that are planted for it?
+	$(CARGO) test -q --locked -p gateway --features planted-bugs --test chaos -- --ignored --nocapture --test-threads 1 planted::
+
 .PHONY: acceptance
 acceptance: redis-server ## The slow tests: real intervals, minutes each
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it -- --ignored acceptance_

@@ -24,5 +24,6 @@ mod privacy;
 mod redis_backplane;
 mod redis_forms;
 mod slow_readers;
+#[expect(dead_code, reason = "some of it is for the failure lab in tests/chaos")]
 mod support;
 mod upgrade;

@@ -16,6 +16,7 @@ use shared::event::{OTHER_THEME, THEMES_MAX};
 use shared::keys::SCHEMA_VERSION;
 
 use crate::backplane::{HOLE_MS_MAX, STREAM_ENTRIES_MAX};
+use crate::planted;
 
 /// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
@@ -42,7 +43,7 @@ macro_rules! scripts {
         impl Scripts {
             pub(super) fn new() -> Self {
                 let head = constants();
-                let whole = |body: &str| Script::from_lua(format!("{head}{PRELUDE}{body}"));
+                let whole = |body: &str| Script::from_lua(planted::script(format!("{head}{PRELUDE}{body}")));
                 Self { $($name: whole(include_str!(concat!("scripts/", stringify!($name), ".lua")))),+ }
             }
         }
