@@ -56,7 +56,7 @@ use shared::close::CloseReason;
 use shared::ids::{ConnId, EventId};
 use shared::message::{CLIENT_MESSAGE_BYTES_MAX, Freshness, MessageKinds, Snapshot};
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use self::conn::Conn;
@@ -180,8 +180,10 @@ pub trait SocketPermit: fmt::Debug + Send + Sync {
 /// A connection that has finished its handshake.
 #[derive(Debug)]
 pub struct NewSocket {
-    /// The connection.
+    /// The connection, from a listener that [`Hub::tune`] has seen.
     pub stream: TcpStream,
+    /// What is to be written before everything else: the end of the handshake, if nobody has written it yet.
+    pub answer: Bytes,
     /// Bytes that came with the handshake.
     pub leftover: Bytes,
     /// What it wants to hear.
@@ -315,17 +317,13 @@ impl Hub {
     /// on. Its task, one of `tasks`, ends with
     /// it.
     pub fn open(self: &Arc<Self>, new: NewSocket, tasks: &TaskTracker) -> ConnId {
-        if let Err(error) = self.tune(&new.stream) {
-            // A socket with the system's defaults works; it only buffers more.
-            tracing::debug!(%error, "socket options could not be set");
-        }
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let pulse = Pulse::new(self.core.sweep_time(), self.core.settings.limits(), &mut rand::rng());
         let conn = Arc::new(Conn::new(id, new.stream, (new.kinds, new.ids), new.visitor, new.permit, pulse));
         // Inv. ORDER: in the map before it reads the state, and locked until `init` is written; see the module's head.
         let mut inner = conn.lock();
         self.conns.insert(id, Arc::clone(&conn));
-        let sent = conn.join(&self.core, &mut inner, new.resume);
+        let sent = conn.join(&self.core, &mut inner, &new.answer, new.resume);
         drop(inner);
         self.core.metrics.messages.add(Direction::Sent, sent);
         self.core.metrics.connections_active.add(1);
@@ -333,16 +331,23 @@ impl Hub {
         id
     }
 
-    fn tune(&self, stream: &TcpStream) -> io::Result<()> {
-        let socket = SockRef::from(stream);
-        socket.set_tcp_nodelay(true)?;
-        socket.set_send_buffer_size(self.core.settings.socket_send_buffer_bytes)?;
-        #[cfg(target_os = "linux")]
-        {
-            socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
-            socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    /// Sets the options that sockets need on the listener that accepts them, once: they inherit them. A socket with the
+    /// system's defaults works; only, more is buffered where nobody can discard it.
+    pub fn tune(&self, listener: &TcpListener) {
+        let socket = SockRef::from(listener);
+        let set = || {
+            socket.set_tcp_nodelay(true)?;
+            socket.set_send_buffer_size(self.core.settings.socket_send_buffer_bytes)?;
+            #[cfg(target_os = "linux")]
+            {
+                socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+                socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+            }
+            io::Result::Ok(())
+        };
+        if let Err(error) = set() {
+            tracing::warn!(%error, "socket options could not be set");
         }
-        Ok(())
     }
 
     /// Calls `visit` with each socket. No lock is held meanwhile; a socket may end before it is visited.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use shared::ids::{NodeId, StreamId};
 use shared::message::Snapshot;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::backplane::memory::MemoryBackplane;
 use crate::backplane::{
@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     Lost,
     /// It is carried out, and nobody learns of it.
     AnswerLost,
+    /// It is carried out when [`Unreliable::let_pass`] says so.
+    Held,
 }
 
 /// The embedded backplane behind a network that fails as it is told.
@@ -60,6 +62,7 @@ pub(crate) struct Unreliable {
     down: AtomicBool,
     faults: Mutex<HashMap<Call, VecDeque<Fault>>>,
     seen: watch::Sender<HashMap<Call, usize>>,
+    gate: Notify,
 }
 
 impl Unreliable {
@@ -71,6 +74,7 @@ impl Unreliable {
             down: AtomicBool::new(false),
             faults: Mutex::default(),
             seen: watch::Sender::new(HashMap::new()),
+            gate: Notify::new(),
         })
     }
 
@@ -115,6 +119,11 @@ impl Unreliable {
         within(enough).await.expect("the sender lives");
     }
 
+    /// Lets a call pass that is held, or the next one that will be.
+    pub(crate) fn let_pass(&self) {
+        self.gate.notify_one();
+    }
+
     async fn through<T: Send>(&self, call: Call, inner: impl Future<Output = Result<T>> + Send) -> Result<T> {
         let fault = self.faults.lock().get_mut(&call).and_then(VecDeque::pop_front);
         let result = if self.down.load(Ordering::SeqCst) {
@@ -123,6 +132,10 @@ impl Unreliable {
             match fault {
                 None => inner.await,
                 Some(Fault::Lost) => Err(BackplaneError::Unreachable),
+                Some(Fault::Held) => {
+                    self.gate.notified().await;
+                    inner.await
+                }
                 Some(Fault::AnswerLost) => inner.await.and(Err(BackplaneError::Timeout)),
             }
         };

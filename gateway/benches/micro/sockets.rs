@@ -68,6 +68,7 @@ pub(crate) fn stream(sink: &UdpSocket) -> TcpStream {
 pub(crate) fn viewer(stream: TcpStream) -> NewSocket {
     NewSocket {
         stream,
+        answer: Bytes::new(),
         leftover: Bytes::new(),
         kinds: MessageKinds::ALL,
         ids: Ids::Without,

@@ -292,7 +292,7 @@ impl Backplane for MemoryBackplane {
         Ok(self.with(|state, now| {
             let standing = state.members.beat(node, join, millis(lease), now);
             state.visitors.forget_nodes(|node| !state.members.is_known(node));
-            BeatReply { standing, generation, members: state.members.alive(now), now }
+            BeatReply { standing, generation, server: String::new(), members: state.members.alive(now), now }
         }))
     }
 

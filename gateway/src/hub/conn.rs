@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 
 use super::catch_up::{Progress, catch_up};
 use super::core::Core;
-use super::outbox::{Content, Loss, Outbox};
+use super::outbox::{Content, Loss, Outbox, Resync};
 use super::parcel::Parcel;
 use super::replay::Replay;
 use super::sweep::{Action, Limits, Pulse, SweepTime};
@@ -123,21 +123,46 @@ impl Conn {
         self.inner.lock()
     }
 
-    /// Writes or queues `init` with the present state, in the guard that [`Conn::lock`] gave. What came after `resume`
-    /// follows, as the socket's task finds room. Returns the messages written.
+    /// Writes or queues `answer`, which ends the handshake, and `init` with the present state, in the guard that
+    /// [`Conn::lock`] gave. What came after `resume` follows, as the socket's task finds room. Returns the messages
+    /// written.
     // Inv. ORDER: nothing was written before, because the guard has been held since the socket was put into the map.
-    pub(super) fn join(&self, core: &Core, inner: &mut Inner, resume: Option<EventId>) -> u64 {
-        let waiting = resume.map(|last| (last, core.waiting()));
-        let start = if waiting.is_some() { core.resync(inner.ids) } else { core.greeting(inner.ids) };
-        inner.sequence = start.sequence;
-        let sent = start.init.map_or(0, |init| {
-            self.offer(core, inner, &Parcel::single(init, Content::State(None)), resume.or(start.last_id))
-        });
-        if let Some((last, waiting)) = waiting {
-            let outbox = inner.outbox.get_or_insert_default();
-            outbox.replay = Some(Box::new(Replay::new(last, start.state, waiting)));
-        }
+    pub(super) fn join(&self, core: &Core, inner: &mut Inner, answer: &Bytes, resume: Option<EventId>) -> u64 {
+        let Some(last) = resume else {
+            let greeting = core.greeting(inner.ids);
+            return self.greet(core, inner, answer, greeting);
+        };
+        // Before it is looked where the stream is; see `Core::waiting`.
+        let waiting = core.waiting();
+        let greeting = Resync { last_id: resume, ..core.resync(inner.ids) };
+        let replay = Replay::new(last, greeting.state, waiting);
+        let sent = self.greet(core, inner, answer, greeting);
+        inner.outbox.get_or_insert_default().replay = Some(Box::new(replay));
         sent
+    }
+
+    fn greet(&self, core: &Core, inner: &mut Inner, answer: &Bytes, greeting: Resync) -> u64 {
+        inner.sequence = greeting.sequence;
+        let bytes = match greeting.init {
+            Some(init) if answer.is_empty() => init,
+            Some(init) => [&answer[..], &init[..]].concat().into(),
+            None if answer.is_empty() => return 0,
+            None => answer.clone(),
+        };
+        let messages = u64::from(bytes.len() > answer.len());
+        if answer.is_empty() {
+            return self.offer(core, inner, &Parcel::single(bytes, Content::State(None)), greeting.last_id);
+        }
+        // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
+        // replaces, and must leave.
+        match self.write(inner, &bytes) {
+            Some(written) if written < bytes.len() => {
+                inner.queue_half(core, bytes.slice(written..), Content::State(None), greeting.last_id);
+                0
+            }
+            Some(_) => messages,
+            None => 0,
+        }
     }
 
     /// Writes or queues the messages of a broadcast pass, unless the socket's `init` stands for them already.
@@ -164,19 +189,27 @@ impl Conn {
         }
         let written = match inner.outbox {
             Some(_) => 0,
-            None => match self.stream.try_write(&parcel.bytes) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => {
-                    inner.end(Close::Io);
-                    return 0;
-                }
+            None => match self.write(inner, &parcel.bytes) {
+                Some(written) => written,
+                None => return 0,
             },
         };
         if written < parcel.bytes.len() {
             inner.queue(core, parcel, written, last_id);
         }
         parcel.messages_within(written)
+    }
+
+    /// Writes what the kernel takes of `bytes`; none when the connection is broken.
+    fn write(&self, inner: &mut Inner, bytes: &[u8]) -> Option<usize> {
+        match self.stream.try_write(bytes) {
+            Ok(written) => Some(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
+            Err(_) => {
+                inner.end(Close::Io);
+                None
+            }
+        }
     }
 
     /// A pong came.
@@ -380,6 +413,16 @@ impl Inner {
     /// Whether the past is being read instead of passes.
     fn is_catching_up(&self) -> bool {
         self.outbox.as_ref().is_some_and(|outbox| outbox.replay.is_some())
+    }
+
+    /// Begins an outbox with the rest of what was begun.
+    fn queue_half(&mut self, core: &Core, rest: Bytes, content: Content, last_id: Option<EventId>) {
+        let outbox = self.outbox.get_or_insert_default();
+        let before = outbox.bytes();
+        outbox.assume_delivered(last_id);
+        outbox.push_half(rest, content);
+        core.settle(before, outbox.bytes());
+        self.wake();
     }
 
     fn discard(&mut self, core: &Core) {

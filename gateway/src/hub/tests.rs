@@ -62,6 +62,7 @@ impl Rig {
 
     async fn of(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        hub.tune(&listener);
         Self { hub, metrics, tasks: TaskTracker::new(), listener: listener.into() }
     }
 
@@ -99,6 +100,7 @@ impl Rig {
         drop(listener);
         let new = NewSocket {
             stream: ours.expect("accepts").0,
+            answer: Bytes::new(),
             leftover: Bytes::copy_from_slice(leftover),
             kinds,
             ids,

@@ -110,7 +110,14 @@ impl Upgrade {
     /// # Errors
     /// [`Refusal`] when the answer is not 101.
     pub(crate) async fn try_open(&self, to: SocketAddr) -> Result<Client, Refusal> {
-        let mut stream = connect(to).await.map_err(|_| Refusal::Closed)?;
+        self.over(connect(to).await.map_err(|_| Refusal::Closed)?).await
+    }
+
+    /// Sends it over a connection that somebody has made.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the answer is not 101.
+    pub(crate) async fn over(&self, mut stream: TcpStream) -> Result<Client, Refusal> {
         stream.write_all(&self.bytes()).await.map_err(|_| Refusal::Closed)?;
         timeout(SOON, handshake(stream)).await.expect("the upgrade is answered in time")
     }
