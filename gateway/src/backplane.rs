@@ -390,7 +390,9 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     async fn publish(&self, request: &Publish) -> Result<PublishReply>;
 
     /// The entries after `after`, oldest first, at most `count`; waits up to `block` for the first one. Empty when
-    /// none came. One caller at a time: on Redis it has a connection of its own.
+    /// none came. One caller at a time: on Redis it has a connection of its own. When that is another one than at the last
+    /// call, that is told by [`BackplaneError::Unreachable`], once: whoever answers now may be another server, or one that
+    /// has lost something.
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>>;
 
     /// Says that reads are answered and yet the snapshots that must come do not: whatever answers may not be what

@@ -67,6 +67,8 @@ pub struct RedisBackplane {
     scripts: Scripts,
     commands: Link<Client>,
     reader: Link<Client>,
+    /// Which of its connections the last read went through; 0 before the first.
+    read_through: AtomicU64,
     /// How commands are sent.
     options: Options,
     /// How long this node's membership lasts: what [`scripts`] prolong others by when Redis itself was away.
@@ -104,6 +106,7 @@ impl RedisBackplane {
             scripts: Scripts::new(),
             commands,
             reader,
+            read_through: AtomicU64::new(0),
             options: Options {
                 timeout: Some(COMMAND_TIMEOUT),
                 max_attempts: Some(tries),

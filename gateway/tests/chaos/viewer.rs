@@ -33,9 +33,9 @@ const ATTEMPT_HELD: Duration = Duration::from_millis(1_200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Resume {
     /// They begin afresh.
-    #[default]
     Never,
     /// Who has ids goes on where it was.
+    #[default]
     ByLastId,
 }
 

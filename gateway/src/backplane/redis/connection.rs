@@ -72,6 +72,7 @@ enum Verdict {
 pub(super) struct Link<C> {
     client: C,
     verdict: watch::Receiver<Verdict>,
+    made: watch::Receiver<u64>,
     suspect: Arc<Notify>,
     _end: DropGuard,
 }
@@ -96,6 +97,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static>
         end: &CancellationToken,
     ) -> Self {
         let (verdict, watched) = watch::channel(Verdict::Unknown);
+        let (made, counted) = watch::channel(0);
         let suspect = Arc::new(Notify::new());
         let end = end.child_token();
         let supervisor = Supervisor {
@@ -106,6 +108,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static>
             schema_key: questions.schema_key,
             metrics,
             verdict,
+            made,
             suspect: Arc::clone(&suspect),
             pings_lost: 0,
             failures: 0,
@@ -116,7 +119,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static>
             is_replica: false,
         };
         tasks.spawn(supervisor.run(end.clone()));
-        Self { client, verdict: watched, suspect, _end: end.drop_guard() }
+        Self { client, verdict: watched, made: counted, suspect, _end: end.drop_guard() }
     }
 
     /// The client, once it is connected to a server that will do.
@@ -140,6 +143,11 @@ impl<C: ClientLike + EventInterface + KeysInterface + std::fmt::Debug + 'static>
         timeout(CONNECTED_WITHIN, usable).await.unwrap_or(Err(BackplaneError::Unreachable))
     }
 
+    /// How many connections have been made so far: tells whether two answers may be of two servers.
+    pub(super) fn made(&self) -> u64 {
+        *self.made.borrow()
+    }
+
     /// The client, connected or not.
     pub(super) fn client(&self) -> &C {
         &self.client
@@ -161,6 +169,7 @@ struct Supervisor<C: ClientLike> {
     schema_key: String,
     metrics: Arc<Metrics>,
     verdict: watch::Sender<Verdict>,
+    made: watch::Sender<u64>,
     suspect: Arc<Notify>,
     pings_lost: u32,
     /// Failures since the last connection.
@@ -209,6 +218,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
                 },
                 connected = connections.recv() => match connected {
                     Ok(_) | Err(RecvError::Lagged(_)) => {
+                        self.made.send_modify(|made| *made += 1);
                         self.checked = false;
                         self.look().await;
                         // A cluster tells of each of its nodes; one look was enough.

@@ -8,6 +8,7 @@
 //! puts megabytes would not arrive within any timeout. So the past is read in pages ([`PAGE_MAX`]), smaller ones where
 //! those are too slow, and of a value no more is kept than [`ENTRY_VALUE_BYTES_MAX`].
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +35,7 @@ impl RedisBackplane {
         let bound = block + COMMAND_TIMEOUT;
         let read = async {
             let client = self.reader.ready().await?;
+            self.same_connection()?;
             let options = Options { timeout: Some(bound), ..self.options.clone() };
             let client = client.with_options(&options);
             client
@@ -47,7 +49,9 @@ impl RedisBackplane {
             // watchdog leaves blocked connections alone.
             self.reader.suspect();
         }
-        match result? {
+        let answer = result?;
+        self.same_connection()?;
+        match answer {
             Value::Null => Ok(Vec::new()),
             // RESP3: {stream: entries}; RESP2: [[stream, entries]].
             Value::Map(streams) => entries(streams.inner().into_values().next().unwrap_or(Value::Null)),
@@ -57,6 +61,16 @@ impl RedisBackplane {
             },
             _ => Err(ODD_REPLY),
         }
+    }
+
+    /// Whether reads go through the same connection as before. A command that was given to the library when
+    /// a connection had just ended goes out on the next one, without an error; and a stream that has lost its end, as after
+    /// a power cut, answers with nothing to whoever stands behind that. So a new connection is told, once.
+    // Inv. GAP
+    fn same_connection(&self) -> Result<()> {
+        let made = self.reader.made();
+        let before = self.read_through.swap(made, Ordering::Relaxed);
+        if before == made || before == 0 { Ok(()) } else { Err(BackplaneError::Unreachable) }
     }
 
     /// The newest entries up to `last` (an id, or `+` for all), oldest first. The timeout is a page's.

@@ -211,3 +211,28 @@ async fn distrusted_reads_get_a_connection_of_their_own_anew_and_nothing_else_do
     let gone = before.iter().filter(|id| !after.contains(id)).count();
     assert_eq!((gone, after.len()), (1, before.len()), "{before:?} {after:?}");
 }
+
+/// A connection that ends between two reads, and is made anew at once, would go unnoticed; what answers then may have lost
+/// what the last read brought.
+#[tokio::test]
+async fn a_read_through_another_connection_than_the_last_says_so_first() {
+    let redis = scratch();
+    let mut resp = Resp::to(&redis).await;
+    let (backplane, metrics) = connect(&redis.url());
+    let read = async || bounded(backplane.read_from(StreamId::ZERO, 10, Duration::from_millis(10))).await;
+    back(&backplane).await;
+    until("it reads", BACK_WITHIN, async || read().await.ok()).await;
+    for _ in 0..3 {
+        assert_eq!(read().await, Ok(Vec::new()), "the same connection");
+    }
+    let list = resp.call(&["CLIENT", "LIST"]).await;
+    let line = list.text().lines().find(|line| line.contains("cmd=xread")).expect("the reader").to_owned();
+    let id = line.strip_prefix("id=").and_then(|rest| rest.split(' ').next()).expect("an id");
+    let reconnects = metrics.backplane_reconnects.value();
+    resp.call(&["CLIENT", "KILL", "ID", id]).await;
+    until("it is made anew", BACK_WITHIN, async || (metrics.backplane_reconnects.value() > reconnects).then_some(()))
+        .await;
+    assert_eq!(read().await, Err(BackplaneError::Unreachable));
+    until("it reads on", BACK_WITHIN, async || read().await.ok()).await;
+    assert_eq!(read().await, Ok(Vec::new()));
+}
