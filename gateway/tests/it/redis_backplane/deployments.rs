@@ -183,6 +183,8 @@ async fn sentinel_leads_to_the_new_primary() {
     back(&backplane).await;
     let first = bounded(backplane.publish(&page(node(1), 1))).await.expect("done");
     let lease = bounded(backplane.claim(node(1), Duration::from_secs(60))).await.expect("an answer").lease;
+    // It waits for the writes of its own connection, and so for what was written before them.
+    to_primary.call(&["SET", "marker", "x"]).await;
     assert_eq!(to_primary.call(&["WAIT", "1", "10000"]).await.number(), 1, "the replica has it");
     // Sentinel must have seen the replica before it can promote it: it asks the primary every ten seconds.
     let mut watch = Resp::at(sentinel.address).await;
