@@ -100,7 +100,7 @@ impl Entry {
 }
 
 /// What makes a stream entry a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TickMark {
     /// The reign that published it.
     pub epoch: Epoch,
@@ -156,7 +156,7 @@ pub enum PublishReply {
 // ---------------------------------------------------------------------------------------------- the ticker
 
 /// The right to tick: a node and its reign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// The holder.
     pub node: NodeId,
@@ -165,7 +165,7 @@ pub struct Lease {
 }
 
 /// What a node that wants to be, or to stay, the ticker is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClaimReply {
     /// The lease, if the asking node holds it now.
     pub lease: Option<Lease>,

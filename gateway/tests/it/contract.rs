@@ -78,6 +78,7 @@ contract! {
         a_released_lease_is_free_at_once,
         only_the_present_lease_can_be_released,
         a_lease_runs_out_by_itself,
+        a_lease_that_ran_out_is_a_new_reign_also_for_its_holder,
         a_tick_publishes_a_snapshot,
         racing_ticks_publish_once,
         a_slot_is_done_in_whatever_reign,

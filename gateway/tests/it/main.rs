@@ -11,6 +11,7 @@
 mod cap;
 mod cluster;
 mod contract;
+mod election_cases;
 mod embedded;
 mod failures;
 mod garbage;
