@@ -48,6 +48,7 @@ test: redis-server test-rust ## Run the Rust tests; installs redis-server when m
 .PHONY: acceptance
 acceptance: redis-server ## The slow tests: real intervals, minutes each
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it -- --ignored acceptance_
+	$(CARGO) test --locked --profile fast -p gateway --test model -- --ignored acceptance_
 
 .PHONY: bench-idle
 bench-idle: redis-server ## Memory and CPU of 10,000 idle sockets, ten minutes (docs/BENCHMARKS.md)

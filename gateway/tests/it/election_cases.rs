@@ -27,7 +27,13 @@ const LEASE: Duration = Duration::from_millis(LEASE_MS);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Asks, and says the answer in the table's words.
-async fn ask(backplane: &dyn Backplane, case: &Case, stored: Option<Lease>, slot: Slot, interval: Duration) -> (Says, Option<Millis>) {
+async fn ask(
+    backplane: &dyn Backplane,
+    case: &Case,
+    stored: Option<Lease>,
+    slot: Slot,
+    interval: Duration,
+) -> (Says, Option<Millis>) {
     let lease = case.lease(stored);
     match case.call {
         Call::Claim(_) => {

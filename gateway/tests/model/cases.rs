@@ -128,7 +128,9 @@ impl Case {
     pub(crate) fn keys(&self, now: Millis, interval: Millis) -> Redis {
         let present = Slot::containing(now, interval);
         Redis {
-            ticker: self.held.map(|(node, left)| Ticker { lease: lease(node, now - LEASE_MS), until: shift(now, left) }),
+            ticker: self
+                .held
+                .map(|(node, left)| Ticker { lease: lease(node, now - LEASE_MS), until: shift(now, left) }),
             last: self.last.map(|slots| {
                 let slot = Slot(shift(present.0, slots * i64::try_from(interval).expect("hours")));
                 Published { slot, epoch: Epoch(slot.0 - 1) }

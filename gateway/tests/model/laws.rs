@@ -20,7 +20,8 @@ use crate::world::{LEASE, Params, World};
 pub(crate) const SLOT: &str = "SLOT: the stream has one snapshot per slot, as far as Redis remembers";
 pub(crate) const SHOWN_ONCE: &str = "SLOT: no viewer sees two snapshots of a slot, whatever Redis forgets";
 pub(crate) const FENCE: &str = "FENCE: only the present holder of the lease publishes";
-pub(crate) const EPOCHS: &str = "FENCE: no snapshot comes under an older epoch than one before it, whatever Redis forgets";
+pub(crate) const EPOCHS: &str =
+    "FENCE: no snapshot comes under an older epoch than one before it, whatever Redis forgets";
 pub(crate) const ONE_BELIEVER: &str = "FENCE: no two nodes believe in their lease, unless Redis forgot one";
 pub(crate) const SETTLED: &str = "who knows that the data were lost waits before it counts";
 pub(crate) const PROGRESS: &str = "a new snapshot is seen within the bound once the trouble is over";

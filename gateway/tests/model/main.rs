@@ -48,28 +48,31 @@ fn breaks(law: &str, params: Params) {
 #[test]
 fn the_laws_hold_whatever_goes_wrong() {
     let states = holds(Params::REAL);
-    assert!(states > 500_000, "{states} states are not what this was meant to see");
+    assert!(states > 1_400_000, "{states} states are not what this was meant to see");
 }
 
 // Inv. SLOT, Inv. FENCE
 #[test]
 fn the_laws_hold_over_more_time() {
     let states = holds(Params { faults: 1, stops: 1, begins: 3, trouble_ends: 12, ..Params::REAL });
-    assert!(states > 50_000, "{states} states are not what this was meant to see");
+    assert!(states > 110_000, "{states} states are not what this was meant to see");
 }
 
 #[test]
 fn the_bound_of_progress_is_the_least() {
-    breaks(laws::PROGRESS, Params { quiet_max: Params::REAL.quiet_max - 1, ..Params::REAL });
+    breaks(
+        laws::PROGRESS,
+        Params { quiet_max: Params::REAL.quiet_max - 1, losses: &[Loss::LastSecond], ..Params::REAL },
+    );
 }
 
-// Inv. SLOT, Inv. FENCE: an hour or so. `cargo test --release -p gateway --test model -- --ignored`
+// Inv. SLOT, Inv. FENCE
 #[test]
 #[ignore = "takes minutes and gigabytes"]
 fn acceptance_the_laws_hold_with_more_faults() {
     let longer = holds(Params { stops: 2, trouble_ends: 9, begins: 3, ..Params::REAL });
     let more = holds(Params { faults: 3, trouble_ends: 4, ..Params::REAL });
-    assert!(longer > 4_000_000 && more > 10_000_000, "{longer} and {more} states are not what this was meant to see");
+    assert!(longer > 6_900_000 && more > 19_000_000, "{longer} and {more} states are not what this was meant to see");
 }
 
 // ------------------------------------------------------------------------------------------- what is left out once

@@ -62,7 +62,7 @@ impl Params {
         faults: 2,
         stops: 1,
         trouble_ends: 5,
-        quiet_max: 10,
+        quiet_max: 7,
         losses: &[Loss::Nothing, Loss::LastSecond, Loss::Everything],
         rules: RULES,
         habits: HABITS,
@@ -131,9 +131,12 @@ pub(crate) struct World {
 
 /// A gateway process, or the place where one was.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "worlds are cloned by the million: without an allocation")]
 pub(crate) enum Node {
     /// It crashed or was drained; how many lived here before it.
-    Down { lives: u64 },
+    Down {
+        lives: u64,
+    },
     Up(Process),
 }
 
@@ -254,5 +257,16 @@ impl World {
     pub(crate) fn is_troubled(&self) -> bool {
         let unwell = |node: &Node| !matches!(node, Node::Up(Process { paused: false, call: None, .. }));
         self.down.is_some() || !self.strays.is_empty() || self.nodes.iter().any(unwell)
+    }
+
+    /// Something is, and it need not wait for time to go by.
+    pub(crate) fn is_repairable(&self) -> bool {
+        let repairable = |node: &Node| match node {
+            Node::Down { .. } => true,
+            Node::Up(Process { paused, call, .. }) => {
+                *paused || call.is_some_and(|call| call.progress != Progress::Lost)
+            }
+        };
+        self.down.is_some() || !self.strays.is_empty() || self.nodes.iter().any(repairable)
     }
 }
