@@ -112,6 +112,7 @@ async fn serve(stream: TcpStream, hub: Arc<Hub>, sockets: TaskTracker) -> anyhow
         leftover: parts.read_buf,
         kinds: MessageKinds::ALL,
         ids: Ids::Without,
+        resume: None,
         visitor: VisitorDigest([0; 16]),
         permit: None,
     };

@@ -396,6 +396,10 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// The newest `count` entries, oldest first. Its bound is that of each page in which a long past is read.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
 
+    /// The `count` entries up to `last`, the one at `last` included if there is one; oldest first. Bounded as
+    /// [`Self::newest`] is.
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>>;
+
     /// The entry at `id`, if it still stands there.
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>>;
 

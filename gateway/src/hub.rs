@@ -6,6 +6,7 @@
 //! | `outbox` | what waits for a slow reader, and what it loses when too much waits |
 //! | `task`, `reader`, `linger` | a socket's task: asleep until bytes arrive; then a reader for as long as they do |
 //! | [`broadcast`] | the thread that writes every message to every socket |
+//! | [`ring`], `replay`, [`past`] | what the stream brought lately, and how a returning client gets the rest of it |
 //! | [`sweep`] | the thread that pings and enforces deadlines |
 //! | `viewer` | what a client's message leads to, by the rules of [`crate::session`] |
 //!
@@ -24,13 +25,17 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod broadcast;
+mod catch_up;
 pub mod conn;
 mod core;
 mod frame;
 mod linger;
 mod outbox;
 mod parcel;
+pub mod past;
 mod reader;
+mod replay;
+pub mod ring;
 pub mod sweep;
 mod task;
 mod viewer;
@@ -100,6 +105,8 @@ pub struct HubSettings {
     pub flush_interval: Duration,
     /// Age at which a socket is asked to come back, give or take a tenth.
     pub max_age: Option<Duration>,
+    /// What of the past is kept for clients that come back, in bytes; 0 keeps nothing.
+    pub replay_bytes_max: usize,
     /// A fault planted by a test; ignored in release builds.
     pub panic_on: Option<PanicOn>,
 }
@@ -120,6 +127,7 @@ impl Default for HubSettings {
             writers_max: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 8)),
             flush_interval: Duration::ZERO,
             max_age: None,
+            replay_bytes_max: 4 * 1024 * 1024,
             panic_on: None,
         }
     }
@@ -182,6 +190,9 @@ pub struct NewSocket {
     pub kinds: MessageKinds,
     /// In which form.
     pub ids: Ids,
+    /// The last message that it has of an earlier socket (`last_event_id`): it gets what came after that. With
+    /// [`Ids::With`] alone.
+    pub resume: Option<EventId>,
     /// Who looks.
     pub visitor: VisitorDigest,
     /// Its right to be here; none only in tests and examples.
@@ -302,7 +313,8 @@ impl Hub {
         self.conns.is_empty()
     }
 
-    /// Takes over a socket: it gets `init` at once and every message from then on. Its task, one of `tasks`, ends with
+    /// Takes over a socket: it gets `init` at once, what it missed if it says where it was, and every message from then
+    /// on. Its task, one of `tasks`, ends with
     /// it.
     pub fn open(self: &Arc<Self>, new: NewSocket, tasks: &TaskTracker) -> ConnId {
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -311,7 +323,7 @@ impl Hub {
         // Inv. ORDER: in the map before it reads the state, and locked until `init` is written; see the module's head.
         let mut inner = conn.lock();
         self.conns.insert(id, Arc::clone(&conn));
-        let sent = conn.join(&self.core, &mut inner, &new.answer);
+        let sent = conn.join(&self.core, &mut inner, &new.answer, new.resume);
         drop(inner);
         self.core.metrics.messages.add(Direction::Sent, sent);
         self.core.metrics.connections_active.add(1);

@@ -25,6 +25,7 @@ pub(crate) enum Call {
     Publish,
     ReadFrom,
     Newest,
+    UpTo,
     Entry,
     Snapshot,
     Claim,
@@ -56,6 +57,8 @@ pub(crate) enum Fault {
 pub(crate) struct Unreliable {
     inner: Mutex<Arc<MemoryBackplane>>,
     forged: Mutex<Vec<Entry>>,
+    /// Those that were read already.
+    planted: Mutex<Vec<Entry>>,
     down: AtomicBool,
     faults: Mutex<HashMap<Call, VecDeque<Fault>>>,
     seen: watch::Sender<HashMap<Call, usize>>,
@@ -67,6 +70,7 @@ impl Unreliable {
         Arc::new(Self {
             inner: Mutex::new(inner),
             forged: Mutex::default(),
+            planted: Mutex::default(),
             down: AtomicBool::new(false),
             faults: Mutex::default(),
             seen: watch::Sender::new(HashMap::new()),
@@ -160,15 +164,23 @@ impl Backplane for Unreliable {
         let forged = std::mem::take(&mut *self.forged.lock());
         if !forged.is_empty() {
             let ids = (1..).map(|n| StreamId { ms: after.ms, seq: after.seq + n });
-            return Ok(ids.zip(forged).map(|(id, entry)| Entry { id, ..entry }).collect());
+            let forged: Vec<_> = ids.zip(forged).map(|(id, entry)| Entry { id, ..entry }).collect();
+            self.planted.lock().extend(forged.iter().cloned());
+            return Ok(forged);
         }
         self.through(Call::ReadFrom, self.inner().read_from(after, count, block)).await
     }
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
         self.through(Call::Newest, self.inner().newest(count)).await
     }
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        self.through(Call::UpTo, self.inner().up_to(last, count)).await
+    }
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
-        self.through(Call::Entry, self.inner().entry(id)).await
+        let planted = self.planted.lock().iter().find(|entry| entry.id == id).cloned();
+        let inner = self.inner();
+        let found = async { if planted.is_some() { Ok(planted) } else { inner.entry(id).await } };
+        self.through(Call::Entry, found).await
     }
     async fn snapshot(&self) -> Result<Option<Snapshot>> {
         self.through(Call::Snapshot, self.inner().snapshot()).await

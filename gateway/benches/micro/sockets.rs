@@ -72,6 +72,7 @@ pub(crate) fn viewer(stream: TcpStream) -> NewSocket {
         leftover: Bytes::new(),
         kinds: MessageKinds::ALL,
         ids: Ids::Without,
+        resume: None,
         visitor: VisitorDigest([0; 16]),
         permit: None,
     }

@@ -260,6 +260,10 @@ impl Backplane for MemoryBackplane {
         Ok(self.state.lock().stream.newest(count))
     }
 
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        Ok(self.state.lock().stream.up_to(last, count))
+    }
+
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
         Ok(self.state.lock().stream.entry(id))
     }

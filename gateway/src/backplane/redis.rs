@@ -200,7 +200,11 @@ impl Backplane for RedisBackplane {
     }
 
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
-        self.counted(self.newest_entries(count).await)
+        self.counted(self.entries_up_to("+".to_owned(), count).await)
+    }
+
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        self.counted(self.entries_up_to(last.to_string(), count).await)
     }
 
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {

@@ -88,6 +88,7 @@ impl World {
             leftover: Bytes::new(),
             kinds: MessageKinds::ALL,
             ids: Ids::Without,
+            resume: None,
             visitor: VisitorDigest([1; 16]),
             permit: Some(Box::new(permit)),
         };

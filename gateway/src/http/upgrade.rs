@@ -30,6 +30,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use sha1::{Digest as _, Sha1};
 use shared::field::VisitorId;
+use shared::ids::EventId;
 use shared::message::MessageKinds;
 use tokio::net::TcpStream;
 use tracing::Instrument;
@@ -55,6 +56,7 @@ const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 pub(super) struct Wanted {
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: Option<VisitorId>,
 }
 
@@ -91,6 +93,7 @@ struct Admitted {
     permit: Permit,
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: VisitorDigest,
 }
 
@@ -184,8 +187,8 @@ async fn admit<B>(server: &Server, request: &Request<B>, wanted: Wanted, client:
         Ok(permit) => {
             let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
             let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
-            let Wanted { kinds, ids, .. } = wanted;
-            Ok(Admitted { attempt, permit, kinds, ids, visitor })
+            let Wanted { kinds, ids, resume, .. } = wanted;
+            Ok(Admitted { attempt, permit, kinds, ids, resume, visitor })
         }
         Err(refusal) => {
             attempt.settle(refusal.label());
@@ -207,10 +210,10 @@ async fn permit(server: &Server, client: IpAddr) -> Result<Permit, Refusal> {
 
 /// Gives a socket to the hub. `answer`: what is to be written before anything else.
 fn hand_over(server: &Server, admitted: Admitted, stream: TcpStream, answer: Bytes, leftover: Bytes) {
-    let Admitted { attempt, permit, kinds, ids, visitor } = admitted;
+    let Admitted { attempt, permit, kinds, ids, resume, visitor } = admitted;
     let public = &server.public;
     attempt.settle(Handshake::Accepted);
-    let socket = NewSocket { stream, answer, leftover, kinds, ids, visitor, permit: Some(Box::new(permit)) };
+    let socket = NewSocket { stream, answer, leftover, kinds, ids, resume, visitor, permit: Some(Box::new(permit)) };
     let id = public.hub.open(socket, &public.tasks);
     public.presence.arrived(visitor);
     // Inv. DRAIN: the drain looks for sockets after it has closed the listener, so it either finds this one, or
@@ -301,7 +304,7 @@ fn is_key(key: &[u8]) -> bool {
 /// Reads the opt-ins. Unknown parameters are ignored; a known one that comes twice is a mistake which one of the two
 /// values would hide.
 fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
-    let (mut kinds, mut ids, mut visitor) = (None, None, None);
+    let (mut kinds, mut ids, mut resume, mut visitor) = (None, None, None, None);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let refuse = |name, reason| ParameterError { name, reason };
         match &*name {
@@ -312,6 +315,10 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             }
             "ids" if value == "1" => set_once(&mut ids, Ids::With, "ids")?,
             "ids" => return Err(refuse("ids", "not 1")),
+            "last_event_id" => {
+                let parsed = value.parse().map_err(|_| refuse("last_event_id", "not an id of a message"))?;
+                set_once(&mut resume, parsed, "last_event_id")?;
+            }
             "visitor" => {
                 // What is not UTF-8 was replaced by the decoder; such an id would be another one each time.
                 if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -323,7 +330,9 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             _ => {}
         }
     }
-    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids: ids.unwrap_or(Ids::Without), visitor })
+    // Who resumes by an id sees ids, or could not do so again.
+    let ids = ids.unwrap_or(if resume.is_some() { Ids::With } else { Ids::Without });
+    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids, resume, visitor })
 }
 
 fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(), ParameterError> {
@@ -364,7 +373,7 @@ mod tests {
 
     #[test]
     fn the_opt_ins() {
-        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, visitor: None };
+        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, resume: None, visitor: None };
         for query in ["", "&&", "utm_source=x&utm_source=y", "type=new_event", "TYPES=nonsense"] {
             assert_eq!(parse_query(query), Ok(plain.clone()), "{query}");
         }
@@ -374,6 +383,12 @@ mod tests {
         let chosen = [MessageKind::NewEvent, MessageKind::LetterGenerated].map(|kind| wanted.kinds.contains(kind));
         assert_eq!(chosen, [true, false]);
         assert!(parse_query(&format!("visitor={}", "v".repeat(64))).is_ok());
+        // To resume is to want ids, said or not.
+        for query in ["last_event_id=17-0-0a1f", "ids=1&last_event_id=17%2D0-0a1f"] {
+            let wanted = parse_query(query).expect("fits");
+            assert_eq!(wanted.resume.map(|id| id.to_string()).as_deref(), Some("17-0-0a1f"));
+            assert_eq!(wanted.ids, Ids::With);
+        }
     }
 
     #[test]
@@ -386,6 +401,12 @@ mod tests {
         refused("ids=", "ids: not 1");
         refused("ids=0", "ids: not 1");
         refused("ids=1&ids=1", "ids: given twice");
+        let far = "last_event_id=18446744073709551616-0-abcd";
+        let short = "last_event_id=17-0";
+        for query in ["last_event_id=", "last_event_id=$", "last_event_id=0", short, far, "last_event_id=17-0-ABCD"] {
+            refused(query, "last_event_id: not an id of a message");
+        }
+        refused("last_event_id=1-0-abcd&last_event_id=1-0-abcd", "last_event_id: given twice");
         refused("visitor=", "visitor: not 1 to 64 bytes");
         refused("visitor", "visitor: not 1 to 64 bytes");
         refused(&format!("visitor={}", "v".repeat(65)), "visitor: not 1 to 64 bytes");
@@ -452,7 +473,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_makes_the_parser_panic(query in "(types|ids|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
+        fn no_query_makes_the_parser_panic(query in "(types|ids|last_event_id|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
             if let Ok(wanted) = parse_query(&query) {
                 prop_assert!(wanted.visitor.is_none_or(|visitor| (1..=64).contains(&visitor.as_str().len())));
             }

@@ -23,6 +23,7 @@ mod presence;
 mod privacy;
 mod redis_backplane;
 mod redis_forms;
+mod resume;
 mod slow_readers;
 #[expect(dead_code, reason = "some of it is for the failure lab in tests/chaos")]
 mod support;

@@ -112,6 +112,9 @@ impl Backplane for Wire {
     async fn newest(&self, _count: usize) -> Result<Vec<Entry>> {
         Err(NOT_ASKED)
     }
+    async fn up_to(&self, _last: StreamId, _count: usize) -> Result<Vec<Entry>> {
+        Err(NOT_ASKED)
+    }
     async fn entry(&self, _id: StreamId) -> Result<Option<Entry>> {
         Err(NOT_ASKED)
     }

@@ -256,6 +256,12 @@ impl Client {
         Upgrade::new().open(to).await
     }
 
+    /// The client of a connection on which the request was sent already; panics when it is refused.
+    pub(crate) async fn after_request(stream: TcpStream) -> Self {
+        let opened = timeout(SOON, handshake(stream)).await.expect("the upgrade is answered in time");
+        opened.unwrap_or_else(|refusal| panic!("refused: {refusal:?}"))
+    }
+
     /// The same client, but one that never answers a ping.
     pub(crate) fn silent(mut self) -> Self {
         self.manners = Manners::Silent;
