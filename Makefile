@@ -45,25 +45,45 @@ bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
 .PHONY: test
 test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
 
+.PHONY: chaos
+chaos: redis-server ## The failure lab: 20 fresh seeds (RUNS=200, SEED=… replays, TOPOLOGY=…, JOBS=4, REDIS_SERVER=valkey-server)
+	RUNS=$(RUNS) SEED=$(SEED) TOPOLOGY=$(TOPOLOGY) JOBS=$(JOBS) KEEP_GOING=$(KEEP_GOING) \
+		$(CARGO) test -q --locked -p gateway --test chaos -- --ignored --exact --nocapture lab::lab
+
+.PHONY: chaos-planted
+chaos-planted: redis-server ## Does the failure lab find bugs that are planted for it?
+	$(CARGO) test -q --locked -p gateway --features planted-bugs --test chaos -- --ignored --nocapture --test-threads 1 planted::
+
 .PHONY: acceptance
 acceptance: redis-server ## The slow tests: real intervals, minutes each
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it -- --ignored acceptance_
 	$(CARGO) test --locked --profile fast -p gateway --test model -- --ignored acceptance_
 
 .PHONY: bench-idle
-bench-idle: redis-server ## Memory and CPU of 10,000 idle sockets, ten minutes (docs/BENCHMARKS.md)
-	$(CARGO) build -q --locked --release
+bench-idle: redis-server ## Memory and CPU of idle sockets: the slope from 2,000 to 18,000, over ten minutes
+	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/idle.sh $(TARGET)/release
 
-.PHONY: bench-fanout bench-storm bench-slow bench-connect bench-soak
+.PHONY: bench-fanout bench-storm bench-slow bench-accept bench-connect bench-most bench-soak
 bench-fanout: ## Cost of a delivery to 10,000 sockets, beside a plain send loop; most deliveries per second
 bench-storm: ## 10,000 clients drop and come again at once
-bench-slow: ## What the others notice while a tenth of the clients hardly reads
-bench-connect: ## Cost of a handshake, beside a plain accept loop
+bench-slow: ## What the others notice while a tenth of the clients hardly reads, and what memory that takes
+bench-connect: ## Cost of a handshake with Redis, beside a plain accept loop
+bench-accept: ## Cost of a handshake without Redis, beside the same
+bench-most: ## 19,000 sockets on one node: all get init, all stay through three heartbeats
 bench-soak: ## 3,000 clients come and go for half an hour
-bench-fanout bench-storm bench-slow bench-connect bench-soak: bench-%: redis-server
+bench-fanout bench-storm bench-slow bench-accept bench-connect bench-most bench-soak: bench-%: redis-server
 	$(CARGO) build -q --locked --release -p gateway -p loadtest
 	loadtest/bench.sh $* $(TARGET)/release $(BENCH_ARGS)
+
+.PHONY: bench-floor
+bench-floor: ## Is the plain send loop that the others are compared with within 5 % of a bare loop of send(2)?
+	$(CARGO) build -q --locked --release -p loadtest
+	$(TARGET)/release/loadtest bare --max-ratio 1.05 $(BENCH_ARGS)
+
+.PHONY: bench-uring
+bench-uring: ## What io_uring would save of a send(2) per socket (ADR 16)
+	$(CARGO) run -q --locked --release -p loadtest --features uring --example uring
 
 .PHONY: million
 million: redis-server ## A million sockets over 53 gateways on one Redis (SOCKETS=100000 for fewer); needs 16 GiB

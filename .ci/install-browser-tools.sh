@@ -7,19 +7,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# shellcheck source=.ci/as-root.sh
+. .ci/as-root.sh
+
 fail() {
   echo "install-browser-tools: $*" >&2
   exit 1
-}
-
-as_root() {
-  if [ "$(id -u)" -eq 0 ]; then
-    "$@"
-  elif command -v sudo >/dev/null; then
-    sudo "$@"
-  else
-    fail "Chromium is missing and installing it needs root: run '$*' yourself, or set CHROMIUM to an executable"
-  fi
 }
 
 chromium_there() {
@@ -33,7 +26,7 @@ chromium_there() {
 
 install_chromium() {
   if chromium_there; then return; fi
-  echo "installing Chromium"
+  echo "installing Chromium (CHROMIUM=executable spares it)"
   if command -v apt-get >/dev/null; then
     as_root apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends chromium fonts-dejavu-core

@@ -2,6 +2,9 @@
 # Makes sure that there is a redis-server of version 7 or newer, which the tests start themselves.
 set -euo pipefail
 
+# shellcheck source=.ci/as-root.sh
+. "$(dirname "${BASH_SOURCE[0]}")/as-root.sh"
+
 readonly MAJOR_MIN=7
 
 # Prints the major version of a server, or nothing when it is not there.
@@ -14,17 +17,6 @@ installed() {
     local major
     major=$(major_of redis-server)
     [ -n "$major" ] && [ "$major" -ge "$MAJOR_MIN" ]
-}
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo > /dev/null; then
-        sudo "$@"
-    else
-        echo "installing redis-server needs root, and there is no sudo: install it yourself, then try again" >&2
-        exit 1
-    fi
 }
 
 if installed; then

@@ -2,16 +2,8 @@
 # Makes sure that there is valgrind, whose callgrind counts the instructions of the benchmarks.
 set -euo pipefail
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo > /dev/null; then
-        sudo "$@"
-    else
-        echo "installing valgrind needs root, and there is no sudo: install it yourself, then try again" >&2
-        exit 1
-    fi
-}
+# shellcheck source=.ci/as-root.sh
+. "$(dirname "${BASH_SOURCE[0]}")/as-root.sh"
 
 if command -v valgrind > /dev/null; then
     exit 0

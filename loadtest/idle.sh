@@ -1,69 +1,91 @@
 #!/usr/bin/env bash
-# What an idle socket costs: the same node with 2,000 and with 10,000 sockets of distinct addresses, on a Redis of its
-# own, at the protocol's intervals. Prints the slope of resident memory between the two after three pings, and again
-# after ten minutes, the CPU used meanwhile, and the audit. Usage: loadtest/idle.sh target/release
+# What an idle socket costs: two nodes at the same time, one with few sockets and one with many, of distinct addresses,
+# each with a key prefix of its own on one Redis, at the protocol's intervals, cap and presence on. Prints the slope of
+# resident memory between the two after three pings and at the end, the CPU used meanwhile, and the audits.
+# Usage: loadtest/idle.sh target/release
+#
+# FEW=2000 and MANY=18000 sockets (a process may have 20,000 descriptors), SECONDS_IDLE=600. Exit code 1 when the slope
+# is above BYTES_MAX=972 (0.95 KiB), an empty process above EMPTY_KIB_MAX=16384, or an audit finds something.
 set -euo pipefail
+# shellcheck source=loadtest/rig.sh
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
-readonly bin=$1 redis_port=7399 public=127.0.0.1:7400 internal=127.0.0.1:7401
-readonly few=2000 many=10000 rate=1000 three_pings=95
+readonly bin=$1 few=${FEW:-2000} many=${MANY:-18000} seconds=${SECONDS_IDLE:-600}
+readonly bytes_max=${BYTES_MAX:-972} empty_kib_max=${EMPTY_KIB_MAX:-16384}
+readonly redis_port=7399 rate=1000 settle=8 three_pings=95
 dir=$(mktemp -d)
-redis_pid='' gateway_pid=''
+declare -A gateway loadtest empty public internal
+code=0
 
+# shellcheck disable=SC2329 # the trap calls it
 finish() {
-    [ -z "$gateway_pid" ] || kill "$gateway_pid" 2> /dev/null || true
-    [ -z "$redis_pid" ] || kill "$redis_pid" 2> /dev/null || true
+    kill "${loadtest[@]}" "${gateway[@]}" 2> /dev/null || true
+    for pid in "${gateway[@]}"; do
+        wait "$pid" 2> /dev/null || true
+    done
+    [ -z "${redis_pid:-}" ] || kill "$redis_pid" 2> /dev/null || true
     rm -rf "$dir"
 }
 trap finish EXIT
+trap 'exit 130' INT TERM
 
-rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$gateway_pid/status"; }
+rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
 # utime + stime, in ticks of 1/100 s.
-cpu_ticks() { awk '{ print $14 + $15 }' "/proc/$gateway_pid/stat"; }
+cpu_ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
+
+broken() {
+    echo "BROKEN  $*"
+    code=1
+}
 
 start_gateway() {
-    REDIS_URL=redis://127.0.0.1:$redis_port GATEWAY_LISTEN=$public GATEWAY_INTERNAL_LISTEN=$internal \
-        GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=1s GATEWAY_LOG=warn "$bin/gateway" &
-    gateway_pid=$!
-    for _ in $(seq 100); do
-        "$bin/gateway" --healthcheck "$internal" 2> /dev/null && return
-        sleep 0.1
-    done
-    echo 'the gateway did not become ready' >&2
-    exit 1
+    local at=$1 port=$2
+    public[$at]=127.0.0.1:$port internal[$at]=127.0.0.1:$((port + 1))
+    REDIS_URL=redis://127.0.0.1:$redis_port GATEWAY_KEY_PREFIX=idle$at GATEWAY_LISTEN=${public[$at]} \
+        GATEWAY_INTERNAL_LISTEN=${internal[$at]} GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=1s GATEWAY_LOG=warn \
+        "$bin/gateway" &
+    gateway[$at]=$!
+    await_gateway "$bin/gateway" "${internal[$at]}" "${gateway[$at]}"
 }
 
-stop_gateway() {
-    kill -TERM "$gateway_pid"
-    wait "$gateway_pid"
-    gateway_pid=''
+# $1: when.
+slope() {
+    local kib_few kib_many bytes
+    kib_few=$(rss_kib "${gateway[$few]}") kib_many=$(rss_kib "${gateway[$many]}")
+    bytes=$(((kib_many - kib_few) * 1024 / (many - few)))
+    echo "$1: $few sockets $kib_few KiB, $many sockets $kib_many KiB; slope $bytes bytes per socket"
+    [ "$bytes" -le "$bytes_max" ] || broken "$bytes bytes per socket, at most $bytes_max wanted"
 }
 
-redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
-redis_pid=$!
-
-declare -A after_pings
-for sockets in $few $many; do
-    start_gateway
-    printf '%s sockets: empty %s KiB' "$sockets" "$(rss_kib)"
-    seconds=$((three_pings + 15))
-    [ "$sockets" = $few ] || seconds=600
-    "$bin/loadtest" --url "ws://$public/ws/analytics" --connections "$sockets" --rate "$rate/s" \
-        --duration "${seconds}s" --pid "$gateway_pid" > "$dir/audit-$sockets" &
-    loadtest_pid=$!
-    sleep $((sockets / rate + three_pings))
-    after_pings[$sockets]=$(rss_kib)
-    printf ', after three pings %s KiB' "${after_pings[$sockets]}"
-    if [ "$sockets" = $many ]; then
-        before=$(cpu_ticks)
-        sleep 480
-        used=$(($(cpu_ticks) - before))
-        printf ', after ten minutes %s KiB' "$(rss_kib)"
-        printf '\nCPU in between: %s ms per second\n' "$(awk -v t="$used" 'BEGIN { printf "%.1f", t * 10 / 480 }')"
-    fi
-    echo
-    wait "$loadtest_pid" && echo 'audit: ok' || echo "audit: exit $?"
-    cat "$dir/audit-$sockets"
-    stop_gateway
+start_redis $redis_port "$dir"
+start_gateway "$few" 7400
+start_gateway "$many" 7402
+sleep $settle
+for n in $few $many; do
+    empty[$n]=$(rss_kib "${gateway[$n]}")
+    echo "empty: ${empty[$n]} KiB"
+    [ "${empty[$n]}" -le "$empty_kib_max" ] || broken "${empty[$n]} KiB, at most $empty_kib_max wanted"
 done
-awk -v a="${after_pings[$few]}" -v b="${after_pings[$many]}" -v n=$((many - few)) \
-    'BEGIN { printf "slope: %.0f bytes per socket\n", (b - a) * 1024 / n }'
+opening=$((many / rate))
+for n in $few $many; do
+    # Both tests end after the last look at the gateways.
+    "$bin/loadtest" idle --url "ws://${public[$n]}/ws/analytics" --connections "$n" --processes 0 --rate $rate/s \
+        --duration $((opening - n / rate + seconds + 15))s --pid "${gateway[$n]}" --metrics "http://${internal[$n]}/metrics" \
+        > "$dir/audit-$n" 2>&1 &
+    loadtest[$n]=$!
+done
+sleep $((opening + (three_pings < seconds ? three_pings : seconds)))
+slope 'after three pings'
+before=$(cpu_ticks "${gateway[$many]}")
+rest=$((seconds > three_pings ? seconds - three_pings : 0))
+if [ $rest -gt 0 ]; then
+    sleep $rest
+    used=$(($(cpu_ticks "${gateway[$many]}") - before))
+    slope "after $seconds s"
+    awk -v t="$used" -v s=$rest 'BEGIN { printf "CPU with the many, in between: %.1f ms per second\n", t * 10 / s }'
+fi
+for n in $few $many; do
+    wait "${loadtest[$n]}" || broken "the audit of $n sockets"
+    cat "$dir/audit-$n"
+done
+exit $code

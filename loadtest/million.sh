@@ -3,9 +3,13 @@
 # Redis, with presence and registry on; clients from as many processes as they need. Stays through three heartbeats
 # and ends by itself. Usage: loadtest/million.sh target/release [SOCKETS [GATEWAYS]]
 #
+# Exit code 1 unless all connect, get init, three pings and three snapshots each, and stay, and no gateway ever needs
+# GATEWAY_MIB_MAX=64. RATE=4000 sockets are opened per second, then SECONDS_LISTENING=100.
 # Needs about 10 KiB of free memory per socket (both ends are on this machine). Pings come every 30 s as always,
 # snapshots every 30 s.
 set -euo pipefail
+# shellcheck source=loadtest/rig.sh
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
 readonly bin=$1 sockets=${2:-1000000}
 readonly gateways=${3:-$(((sockets + 18999) / 19000))}
@@ -13,10 +17,12 @@ readonly redis_port=7419 port=7420 internal_port=7421 rate=${RATE:-4000}
 readonly seconds=${SECONDS_LISTENING:-100} gateway_mib_max=${GATEWAY_MIB_MAX:-64}
 dir=$(mktemp -d)
 redis_pid=''
-gateway_pids=()
+gateway_pids=() loadtest_pid=''
 
 # shellcheck disable=SC2329 # the trap calls it
 finish() {
+    # Its processes end with it: its end of their pipes is their lease on life.
+    [ -z "$loadtest_pid" ] || kill "$loadtest_pid" 2> /dev/null || true
     [ ${#gateway_pids[@]} = 0 ] || kill "${gateway_pids[@]}" 2> /dev/null || true
     for pid in "${gateway_pids[@]}"; do
         wait "$pid" 2> /dev/null || true
@@ -27,7 +33,22 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
+# $1: a file of /proc, $2: what awk does with it; the rest: process ids. Who has ended counts as nothing.
+sum_of() {
+    local file=$1 program=$2 files
+    shift 2
+    files=("${@/%//$file}")
+    awk "$program"' END { print sum + 0 }' "${files[@]/#//proc/}" 2> /dev/null || true
+}
+# shellcheck disable=SC2016 # $2, $12 and $13 are awk's
+rss_kib() { sum_of status '/^VmRSS/ { sum += $2 }' "$@"; }
+# utime + stime, in ticks of 1/100 s.
+# shellcheck disable=SC2016
+cpu_ticks() { sum_of stat '{ sub(/.*\) /, ""); sum += $12 + $13 }' "$@"; }
+kernel_kib() {
+    # Objects of the kernel, and pages (of 4 KiB) that hold bytes on their way.
+    awk '/^Slab:/ { sum += $2 } /^TCP:/ { sum += $NF * 4 } END { print sum }' /proc/meminfo /proc/net/sockstat
+}
 
 free_kib=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
 if [ $((sockets * 10)) -gt "$free_kib" ]; then
@@ -35,9 +56,8 @@ if [ $((sockets * 10)) -gt "$free_kib" ]; then
     exit 2
 fi
 
-redis-server --port $redis_port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" > "$dir/redis.log" 2>&1 &
-redis_pid=$!
-options=(--metrics "http://127.0.100.1:$internal_port/metrics")
+start_redis $redis_port "$dir"
+options=()
 for n in $(seq "$gateways"); do
     host=127.0.100.$n
     REDIS_URL=redis://127.0.0.1:$redis_port GATEWAY_LISTEN=$host:$port GATEWAY_INTERNAL_LISTEN=$host:$internal_port \
@@ -47,12 +67,7 @@ for n in $(seq "$gateways"); do
     options+=(--url "ws://$host:$port/ws/analytics" --pid $!)
 done
 for n in $(seq "$gateways"); do
-    for _ in $(seq 300); do
-        "$bin/gateway" --healthcheck "127.0.100.$n:$internal_port" 2> /dev/null && continue 2
-        sleep 0.1
-    done
-    echo "gateway $n did not become ready" >&2
-    exit 1
+    await_gateway "$bin/gateway" "127.0.100.$n:$internal_port" "${gateway_pids[$n - 1]}"
 done
 echo "$gateways gateways are ready"
 
@@ -60,33 +75,40 @@ echo "$gateways gateways are ready"
     --min-pings 3 --min-updates 3 "${options[@]}" > "$dir/report" 2> "$dir/errors" &
 loadtest_pid=$!
 
-# The largest sums, while it runs: every two seconds.
-most_gateways=0 most_one=0 most_clients=0 most_redis=0
+# The largest sums, while it runs: every two seconds. Kernel memory is that of both ends of each connection.
+kernel_before=$(kernel_kib)
+most_gateways=0 most_one=0 most_clients=0 most_redis=0 most_kernel=0 clients_ticks=0
+at_most() { [ "${2:-0}" -le "${!1}" ] || printf -v "$1" %s "$2"; }
 while kill -0 "$loadtest_pid" 2> /dev/null; do
     sum=0
     for pid in "${gateway_pids[@]}"; do
-        kib=$(rss_kib "$pid" || echo 0)
-        sum=$((sum + kib))
-        [ "$kib" -le "$most_one" ] || most_one=$kib
-    done
-    [ $sum -le $most_gateways ] || most_gateways=$sum
-    sum=0
-    for pid in "$loadtest_pid" $(cat "/proc/$loadtest_pid/task/$loadtest_pid/children" 2> /dev/null || true); do
-        kib=$(rss_kib "$pid" 2> /dev/null || echo 0)
+        kib=$(rss_kib "$pid")
         sum=$((sum + ${kib:-0}))
+        at_most most_one "${kib:-0}"
     done
-    [ $sum -le $most_clients ] || most_clients=$sum
-    kib=$(rss_kib "$redis_pid")
-    [ "$kib" -le "$most_redis" ] || most_redis=$kib
+    at_most most_gateways $sum
+    children=()
+    # The line has no end, which read tells as a failure.
+    read -ra children 2> /dev/null < "/proc/$loadtest_pid/task/$loadtest_pid/children" || true
+    kib=$(rss_kib "$loadtest_pid" "${children[@]}")
+    at_most most_clients "${kib:-0}"
+    ticks=$(cpu_ticks "$loadtest_pid" "${children[@]}")
+    at_most clients_ticks "${ticks:-0}"
+    at_most most_redis "$(rss_kib "$redis_pid")"
+    at_most most_kernel $(($(kernel_kib) - kernel_before))
     sleep 2
 done
 code=0
 wait "$loadtest_pid" || code=$?
+loadtest_pid=''
 cat "$dir/report" "$dir/errors"
 mib() { echo "$(($1 / 1024)) MiB"; }
 echo "most RSS   gateways $(mib $most_gateways) ($(mib "$most_one") the largest), clients $(mib $most_clients)," \
     "Redis $(mib "$most_redis")"
-awk -v pid="$redis_pid" '{ printf "Redis CPU  %.1f s\n", ($14 + $15) / 100 }' "/proc/$redis_pid/stat"
+echo "kernel     $(mib $most_kernel) more at most, $((most_kernel * 1024 / sockets)) bytes per socket with its client"
+seconds_of() { echo "$(($1 / 100)).$(($1 / 10 % 10)) s"; }
+echo "CPU        gateways $(seconds_of "$(cpu_ticks "${gateway_pids[@]}")"), clients $(seconds_of $clients_ticks)," \
+    "Redis $(seconds_of "$(cpu_ticks "$redis_pid")"); $SECONDS s from begin to end"
 sort "$dir/gateways.log" | cut -c 28- | uniq -c | sort -rn | head -5
 if [ $((most_one / 1024)) -ge "$gateway_mib_max" ]; then
     echo "BROKEN     a gateway needed $(mib "$most_one"), at most $gateway_mib_max MiB wanted"

@@ -66,6 +66,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let vitals = Arc::new(Vitals::new(clock));
     let hub = Hub::with_handler(settings, clock, Arc::new(Metrics::default()), vitals, Box::new(Echo));
+    hub.tune(&listener);
     let tasks = TaskTracker::new();
     tasks.spawn(sweep::run(Arc::clone(&hub), Lifecycle::default()));
     loop {
@@ -107,9 +108,11 @@ async fn serve(stream: TcpStream, hub: Arc<Hub>, sockets: TaskTracker) -> anyhow
     let parts = socket.downcast::<TokioIo<TcpStream>>().ok().context("not a TCP connection")?;
     let socket = NewSocket {
         stream: parts.io.into_inner(),
+        answer: Bytes::new(),
         leftover: parts.read_buf,
         kinds: MessageKinds::ALL,
         ids: Ids::Without,
+        resume: None,
         visitor: VisitorDigest([0; 16]),
         permit: None,
     };

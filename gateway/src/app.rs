@@ -223,6 +223,7 @@ impl Rooms {
         essential.start_thread("broadcaster", hub::broadcast::run(hub(), broadcasts, life.clone()), life);
         essential.start_thread("sweeper", hub::sweep::run(hub(), life.clone()), life);
         essential.start("relay", relay.run(life.clone()));
+        essential.start("recall", self.recall());
         // It also ends when nobody is left who could publish: the listener is closed and the ticker has gone.
         essential.start("publisher", until_stopped(publishing.run(life.clone()), life.clone()));
         essential.start("presence", Arc::clone(&self.presence).run(hub(), life.clone()));
@@ -262,6 +263,11 @@ impl Rooms {
             data_set: cluster.data_set(),
             panic_on: (self.config.test_panic == Some(TestPanic::Relay)).then_some(relay::PanicOn::FirstSnapshot),
         })
+    }
+
+    fn recall(&self) -> impl Future<Output = ()> + use<> {
+        let (backplane, hub, metrics) = (Arc::clone(&self.backplane), Arc::clone(&self.hub), Arc::clone(&self.metrics));
+        relay::recall::run(backplane, hub, metrics, self.clock, self.lifecycle.clone())
     }
 
     fn start_listeners(

@@ -12,6 +12,9 @@
 //! - Time is the backplane's: every reply that depends on time carries it ([`Millis`], Unix milliseconds).
 //! - Repeating a call whose answer was lost is safe. `publish` needs its number for that; the others say what is
 //!   true (`set_counts`, `touch`) or are guarded by a lease, an epoch and a slot (`tick`).
+//! - What is true of sockets changes, and what a node gave up waiting for may still be under way (on a connection that
+//!   broke, say). So a call of `admit` or `set_counts` that was given up is carried out before the node's next one of
+//!   them, or never.
 //! - A call ends within its bound (Redis: the command timeout, 2 s; `read_from`: its `block` + 2 s), with an answer
 //!   or with a [`BackplaneError`]; an error says nothing about whether the call was carried out.
 //! - No method is cancel safe in the sense that dropping its future undoes it.
@@ -39,6 +42,8 @@ pub const STREAM_ENTRIES_MAX: usize = 10_000;
 pub const ENTRY_VALUE_BYTES_MAX: usize = 20 * 1024;
 /// How long a member's beat holds: with a beat each 1.5 s, three may be missed.
 pub const MEMBER_LEASE: Duration = Duration::from_secs(6);
+/// A day of the salts, in milliseconds.
+pub const DAY_MS: Millis = 86_400_000;
 /// The longest by which an outage may lengthen the window, in milliseconds: after more, who stayed is not known from
 /// who came back.
 pub const HOLE_MS_MAX: Millis = 24 * 3600 * 1000;
@@ -241,6 +246,9 @@ pub struct BeatReply {
     pub standing: Standing,
     /// Names this data set; another one than last time means that data was lost or replaced.
     pub generation: String,
+    /// Names the process that answered. Another one than last time (a restart, a promoted replica) may have the same
+    /// data set but for the last that was written to it. Empty when it does not say.
+    pub server: String,
     /// Members whose lease has not run out, the asking node included if it is one.
     pub members: u32,
     /// Now.
@@ -342,7 +350,8 @@ pub struct Salts {
 pub struct Seen {
     /// Under today's salt.
     pub visitor: VisitorHash,
-    /// Under yesterday's, while it may still be counted under that name: removed, so that nobody counts twice.
+    /// Under the salt before (yesterday's, as a rule), while it may still be counted under that name: removed, so that
+    /// nobody counts twice.
     pub alias: Option<VisitorHash>,
 }
 
@@ -386,6 +395,10 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
 
     /// The newest `count` entries, oldest first. Its bound is that of each page in which a long past is read.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
+
+    /// The `count` entries up to `last`, the one at `last` included if there is one; oldest first. Bounded as
+    /// [`Self::newest`] is.
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>>;
 
     /// The entry at `id`, if it still stands there.
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>>;

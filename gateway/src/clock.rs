@@ -2,10 +2,14 @@
 //!
 //! Deadlines use [`Clock::now`], which only moves forward. The wall clock serves the timestamps of `ping` alone:
 //! whatever must agree between nodes uses the backplane's time (see [`crate::backplane`]).
+//!
+//! The monotonic clock is read through tokio, which in tests can stop it and move it: deadlines and sleeps then share
+//! one time line. Elsewhere that is the machine's clock and nothing else.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use shared::time::Timestamp;
+use tokio::time::Instant;
 
 /// Time since the clock was made: a point on the node's own monotonic time line.
 pub type Mono = Duration;

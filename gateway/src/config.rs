@@ -120,6 +120,7 @@ pub struct Config {
     pub client_message_burst: u32,
     pub outbox_bytes: usize,
     pub outbox_total_bytes: usize,
+    pub replay_bytes: usize,
     pub tick_interval: Duration,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
@@ -213,6 +214,7 @@ impl Config {
             outbox_bytes: p.take("GATEWAY_OUTBOX_BYTES", value::size(&args.outbox_bytes, 8 << 10, 64 << 20)),
             outbox_total_bytes: p
                 .take("GATEWAY_OUTBOX_TOTAL_BYTES", value::size(&args.outbox_total_bytes, 64 << 10, 64 << 30)),
+            replay_bytes: p.take("GATEWAY_REPLAY_BYTES", value::size(&args.replay_bytes, 0, 1 << 30)),
             tick_interval: p.take("GATEWAY_TICK_INTERVAL", value::duration(&args.tick_interval, 200, 300_000)),
             ping_interval: p.take("GATEWAY_PING_INTERVAL", value::duration(&args.ping_interval, 1_000, 600_000)),
             pong_timeout: p.take("GATEWAY_PONG_TIMEOUT", value::duration(&args.pong_timeout, 1_000, 300_000)),

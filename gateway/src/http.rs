@@ -1,6 +1,7 @@
 //! HTTP: what comes in before it is a WebSocket, and what never becomes one.
 //!
-//! Two listeners share one way of accepting ([`accept`]) and of serving a connection ([`connection`]). The public one
+//! Two listeners share one way of accepting ([`accept`]) and of serving a connection ([`connection`]); the request for
+//! a WebSocket, if it is the first of its connection, has a shorter one ([`first`]). The public one
 //! has the WebSocket endpoint, the ingest path, the snapshot and the live page; the internal one has metrics and
 //! probes ([`probes`]) and belongs on an address that only the operator reaches.
 //!
@@ -16,6 +17,7 @@ mod body;
 pub mod client_address;
 mod connection;
 mod events;
+mod first;
 mod gate;
 mod linger;
 mod origin;
@@ -35,10 +37,11 @@ use std::io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::header::{ALLOW, HeaderValue};
 use ::http::{Method, Request, StatusCode, Version};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -55,6 +58,7 @@ use self::origin::Origins;
 pub use self::probes::Internal;
 use self::refusal::Refusal;
 use self::response::Answer;
+use self::upgrade::First;
 use crate::admission::Admission;
 use crate::config::{AllowedOrigins, ProxyProtocol, Secret};
 use crate::hub::Hub;
@@ -66,6 +70,8 @@ use crate::publisher::Publisher;
 
 /// Connections of the internal listener: a few probes and scrapers.
 const INTERNAL_CONNECTIONS_MAX: usize = 256;
+/// The least time that is left for a head whose beginning came late.
+const HEAD_TIME_LEFT_MIN: Duration = Duration::from_millis(100);
 
 /// How the public listener behaves.
 #[derive(Debug, Clone)]
@@ -160,20 +166,27 @@ pub async fn serve_public(listener: TcpListener, public: Arc<Public>) {
         tokens: events::Tokens::new(&settings.ingest_tokens),
         public: Arc::clone(&public),
     });
+    public.hub.tune(&listener);
     let gate = Gate::new(settings.pending_max, settings.pending_per_peer_max);
     let (metrics, lifecycle) = (&public.metrics, &public.lifecycle);
-    accept::accept_until(listener, lifecycle.reached(Phase::Closing), metrics, |stream, peer| {
-        let peer_ip = normalise(peer.ip());
-        let peer = if server.trusted.contains(peer_ip) { Peer::Exempt } else { Peer::Anybody(peer_ip) };
-        // Inv. BOUND: without a place the connection is dropped here.
-        let room = settings.connections_max.saturating_sub(public.admission.sockets());
-        match gate.enter(peer, room) {
-            Ok(pass) => {
-                spawn(&public.tasks, &public.metrics, public_connection(Arc::clone(&server), stream, peer_ip, pass))
+    accept::accept_until(
+        listener,
+        lifecycle.reached(Phase::Closing),
+        metrics,
+        || gate.room(),
+        |stream, peer| {
+            let peer_ip = normalise(peer.ip());
+            let peer = if server.trusted.contains(peer_ip) { Peer::Exempt } else { Peer::Anybody(peer_ip) };
+            // Inv. BOUND: without a place the connection is dropped here.
+            let room = settings.connections_max.saturating_sub(public.admission.sockets());
+            match gate.enter(peer, room) {
+                Ok(pass) => {
+                    spawn(&public.tasks, &public.metrics, public_connection(Arc::clone(&server), stream, peer_ip, pass))
+                }
+                Err(reason) => metrics.connects_failed.inc(reason),
             }
-            Err(reason) => metrics.connects_failed.inc(reason),
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -182,15 +195,19 @@ pub async fn serve_internal(listener: TcpListener, internal: Arc<Internal>) {
     let gate = Gate::new(INTERNAL_CONNECTIONS_MAX, INTERNAL_CONNECTIONS_MAX);
     let rendered = Arc::new(probes::Rendered::default());
     let lifecycle = internal.lifecycle.clone();
-    accept::accept_until(listener, lifecycle.reached(Phase::Stopped), &internal.metrics, |stream, _| {
-        match gate.enter(Peer::Exempt, usize::MAX) {
+    accept::accept_until(
+        listener,
+        lifecycle.reached(Phase::Stopped),
+        &internal.metrics,
+        || gate.room(),
+        |stream, _| match gate.enter(Peer::Exempt, usize::MAX) {
             Ok(pass) => {
                 let connection = internal_connection(Arc::clone(&internal), Arc::clone(&rendered), stream, pass);
                 spawn(&internal.tasks, &internal.metrics, connection);
             }
             Err(reason) => internal.metrics.connects_failed.inc(reason),
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -202,6 +219,8 @@ fn spawn(
     connection: impl Future<Output = Result<(), Connect>> + Send + 'static,
 ) {
     let metrics = Arc::clone(metrics);
+    // Boxed before it is wrapped: each wrapper would copy its two kilobytes once more.
+    let connection = Box::pin(connection);
     tasks.spawn(async move {
         // What a panic leaves behind is dropped with the future; what is shared has locks that do not poison.
         let ended = AssertUnwindSafe(connection).catch_unwind().await.unwrap_or_else(|_| {
@@ -221,8 +240,6 @@ async fn public_connection(
     peer: IpAddr,
     pass: Pass,
 ) -> Result<(), Connect> {
-    // Answers are small and whole: there is nothing to gather. Where it cannot be set the connection is broken.
-    let _ = stream.set_nodelay(true);
     let settings = &server.public.settings;
     let client = match settings.proxy_protocol {
         ProxyProtocol::Off => Client::Behind(peer),
@@ -231,13 +248,47 @@ async fn public_connection(
             None => return Ok(()),
         },
     };
-    let limits = Limits { head_time_max: settings.head_time_max, life_max: settings.life_max };
-    let upgrade = Mutex::new(None);
+    let began = Instant::now();
+    let Some(bytes) = first::read(&mut stream, settings.head_time_max, &server.public.lifecycle).await? else {
+        return Ok(());
+    };
+    let mut refused = None;
+    if let Some((request, leftover)) = first::parse(&bytes) {
+        let client = client.of(&server.trusted, &request);
+        match upgrade::open_directly(&server, stream, request, leftover, client).await {
+            First::Done => return Ok(()),
+            First::Left(left, refusal) => (stream, refused) = (left, refusal),
+        }
+    }
+    // What the client took to begin is part of the time that it has for its head.
+    let head_time_max = settings.head_time_max.saturating_sub(began.elapsed()).max(HEAD_TIME_LEFT_MIN);
+    let limits = Limits { head_time_max, life_max: settings.life_max };
+    // Boxed: nearly no connection comes here, and all would carry its size.
+    Box::pin(serve_http(server, (stream, bytes), client, refused, limits, pass)).await
+}
+
+/// A connection that did not become a WebSocket by its first request. `refused`: what that request is to be told.
+async fn serve_http(
+    server: Arc<Server>,
+    (stream, first): (TcpStream, Bytes),
+    client: Client,
+    refused: Option<Refusal>,
+    limits: Limits,
+    pass: Pass,
+) -> Result<(), Connect> {
+    let (refused, upgrade) = (Mutex::new(refused), Mutex::new(None));
     let service = service_fn(|request| {
-        let (server, upgrade) = (&server, &upgrade);
-        async move { Ok::<_, Infallible>(route(server, client, upgrade, request).await) }
+        let (server, refused, upgrade) = (&server, &refused, &upgrade);
+        async move {
+            let decided = refused.lock().take();
+            Ok::<_, Infallible>(match decided {
+                Some(refusal) => refusal.answer(),
+                None => route(server, client, upgrade, request).await,
+            })
+        }
     });
-    let ended = connection::serve(stream, service, limits, server.public.lifecycle.reached(Phase::Closing)).await;
+    let ended =
+        connection::serve(stream, first, service, limits, server.public.lifecycle.reached(Phase::Closing)).await;
     // From here on the connection falls under admission, or is over.
     drop(pass);
     if let Some(upgrade) = upgrade.into_inner() {
@@ -324,7 +375,7 @@ async fn internal_connection(
         async move { Ok::<_, Infallible>(answer) }
     });
     let end = internal.lifecycle.reached(Phase::Stopped);
-    connection::serve(stream, service, Limits { head_time_max, life_max }, end).await
+    connection::serve(stream, Bytes::new(), service, Limits { head_time_max, life_max }, end).await
 }
 
 /// Whether the method only reads; hyper sends no body in answer to HEAD.

@@ -6,6 +6,7 @@
 //! | `outbox` | what waits for a slow reader, and what it loses when too much waits |
 //! | `task`, `reader`, `linger` | a socket's task: asleep until bytes arrive; then a reader for as long as they do |
 //! | [`broadcast`] | the thread that writes every message to every socket |
+//! | [`ring`], `replay`, [`past`] | what the stream brought lately, and how a returning client gets the rest of it |
 //! | [`sweep`] | the thread that pings and enforces deadlines |
 //! | `viewer` | what a client's message leads to, by the rules of [`crate::session`] |
 //!
@@ -24,13 +25,17 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod broadcast;
+mod catch_up;
 pub mod conn;
 mod core;
 mod frame;
 mod linger;
 mod outbox;
 mod parcel;
+pub mod past;
 mod reader;
+mod replay;
+pub mod ring;
 pub mod sweep;
 mod task;
 mod viewer;
@@ -51,7 +56,7 @@ use shared::close::CloseReason;
 use shared::ids::{ConnId, EventId};
 use shared::message::{CLIENT_MESSAGE_BYTES_MAX, Freshness, MessageKinds, Snapshot};
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use self::conn::Conn;
@@ -100,6 +105,8 @@ pub struct HubSettings {
     pub flush_interval: Duration,
     /// Age at which a socket is asked to come back, give or take a tenth.
     pub max_age: Option<Duration>,
+    /// What of the past is kept for clients that come back, in bytes; 0 keeps nothing.
+    pub replay_bytes_max: usize,
     /// A fault planted by a test; ignored in release builds.
     pub panic_on: Option<PanicOn>,
 }
@@ -120,6 +127,7 @@ impl Default for HubSettings {
             writers_max: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 8)),
             flush_interval: Duration::ZERO,
             max_age: None,
+            replay_bytes_max: 4 * 1024 * 1024,
             panic_on: None,
         }
     }
@@ -172,14 +180,19 @@ pub trait SocketPermit: fmt::Debug + Send + Sync {
 /// A connection that has finished its handshake.
 #[derive(Debug)]
 pub struct NewSocket {
-    /// The connection.
+    /// The connection, from a listener that [`Hub::tune`] has seen.
     pub stream: TcpStream,
+    /// What is to be written before everything else: the end of the handshake, if nobody has written it yet.
+    pub answer: Bytes,
     /// Bytes that came with the handshake.
     pub leftover: Bytes,
     /// What it wants to hear.
     pub kinds: MessageKinds,
     /// In which form.
     pub ids: Ids,
+    /// The last message that it has of an earlier socket (`last_event_id`): it gets what came after that. With
+    /// [`Ids::With`] alone.
+    pub resume: Option<EventId>,
     /// Who looks.
     pub visitor: VisitorDigest,
     /// Its right to be here; none only in tests and examples.
@@ -300,20 +313,17 @@ impl Hub {
         self.conns.is_empty()
     }
 
-    /// Takes over a socket: it gets `init` at once and every message from then on. Its task, one of `tasks`, ends with
+    /// Takes over a socket: it gets `init` at once, what it missed if it says where it was, and every message from then
+    /// on. Its task, one of `tasks`, ends with
     /// it.
     pub fn open(self: &Arc<Self>, new: NewSocket, tasks: &TaskTracker) -> ConnId {
-        if let Err(error) = self.tune(&new.stream) {
-            // A socket with the system's defaults works; it only buffers more.
-            tracing::debug!(%error, "socket options could not be set");
-        }
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let pulse = Pulse::new(self.core.sweep_time(), self.core.settings.limits(), &mut rand::rng());
         let conn = Arc::new(Conn::new(id, new.stream, (new.kinds, new.ids), new.visitor, new.permit, pulse));
         // Inv. ORDER: in the map before it reads the state, and locked until `init` is written; see the module's head.
         let mut inner = conn.lock();
         self.conns.insert(id, Arc::clone(&conn));
-        let sent = conn.join(&self.core, &mut inner);
+        let sent = conn.join(&self.core, &mut inner, &new.answer, new.resume);
         drop(inner);
         self.core.metrics.messages.add(Direction::Sent, sent);
         self.core.metrics.connections_active.add(1);
@@ -321,16 +331,23 @@ impl Hub {
         id
     }
 
-    fn tune(&self, stream: &TcpStream) -> io::Result<()> {
-        let socket = SockRef::from(stream);
-        socket.set_tcp_nodelay(true)?;
-        socket.set_send_buffer_size(self.core.settings.socket_send_buffer_bytes)?;
-        #[cfg(target_os = "linux")]
-        {
-            socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
-            socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    /// Sets the options that sockets need on the listener that accepts them, once: they inherit them. A socket with the
+    /// system's defaults works; only, more is buffered where nobody can discard it.
+    pub fn tune(&self, listener: &TcpListener) {
+        let socket = SockRef::from(listener);
+        let set = || {
+            socket.set_tcp_nodelay(true)?;
+            socket.set_send_buffer_size(self.core.settings.socket_send_buffer_bytes)?;
+            #[cfg(target_os = "linux")]
+            {
+                socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+                socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+            }
+            io::Result::Ok(())
+        };
+        if let Err(error) = set() {
+            tracing::warn!(%error, "socket options could not be set");
         }
-        Ok(())
     }
 
     /// Calls `visit` with each socket. No lock is held meanwhile; a socket may end before it is visited.

@@ -17,6 +17,7 @@ pub mod hub;
 pub mod identity;
 pub mod lifecycle;
 pub mod metrics;
+mod planted;
 pub mod presence;
 pub mod publisher;
 pub mod relay;

@@ -19,6 +19,13 @@ const EXIT_UNAVAILABLE: u8 = 69;
 /// A part that the node lives by failed (sysexits.h: EX_SOFTWARE).
 const EXIT_SOFTWARE: u8 = 70;
 
+/// Threads that accept and read: half of the cores. The other half writes, and belongs to the kernel, which does nine
+/// tenths of the work. More threads are worse, not better: each small task would be handed to a sleeping thread, and
+/// to wake it costs more than the task (docs/BENCHMARKS.md, handshakes).
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     // Failing to raise the soft limit is not fatal: the hard limit is what `max_connections` is checked against,
@@ -41,7 +48,7 @@ fn main() -> ExitCode {
     if let Some(address) = &args.healthcheck {
         return healthcheck::run(address, config.internal_listen);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("gateway: cannot start the runtime: {error}");

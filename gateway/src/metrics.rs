@@ -21,7 +21,7 @@ use prometheus::{Registry, TextEncoder};
 
 pub use self::labels::{
     BackplaneFailure, Close, Connect, Direction, Handshake, Inbound, Ingest, IngestRefused, Label, Legacy, Relayed,
-    TickOutcome,
+    Resume, TickOutcome,
 };
 
 /// The content type of the metrics page: the Prometheus text format.
@@ -151,6 +151,14 @@ pub struct Metrics {
     pub outbox_overflows: Counter,
     /// Entries that are missing from the stream, as far as gaps told.
     pub gaps: Counter,
+    /// Clients that named the last message that they have.
+    pub resumes: Family<Resume>,
+    /// Messages of the past that are kept for them.
+    pub replay_entries: Gauge,
+    /// What those cost, in bytes.
+    pub replay_bytes: Gauge,
+    /// Reads of the backplane for more of the past.
+    pub replay_reads: Counter,
     /// Visitors that were marked as seen.
     pub visitors_touched: Counter,
     /// Drains that closed faster than the fleet's reconnect budget.
@@ -158,6 +166,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Says how much of the past is kept: messages, and their bytes.
+    pub fn replay_size(&self, (entries, bytes): (usize, usize)) {
+        self.replay_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.replay_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// Counts the end of a socket, and an error where it is one.
     pub fn closed(&self, close: Close) {
         self.closes.inc(close);
@@ -239,6 +253,10 @@ pub fn register(meter: &Meter, metrics: &Arc<Metrics>) {
     counter(meter, m, "gateway_events_discarded_total", "Messages that slow readers missed", |m| &m.events_discarded);
     counter(meter, m, "gateway_outbox_overflows_total", "Outboxes that overflowed", |m| &m.outbox_overflows);
     counter(meter, m, "gateway_gap_entries_total", "Stream entries known to be lost", |m| &m.gaps);
+    family(meter, m, "gateway_resumes_total", "Clients that named the last message that they have", |m| &m.resumes);
+    gauge(meter, m, "gateway_replay_entries", "Stream entries kept for returning clients", |m| &m.replay_entries);
+    gauge(meter, m, "gateway_replay_bytes", "Bytes of the entries kept for returning clients", |m| &m.replay_bytes);
+    counter(meter, m, "gateway_replay_reads_total", "Reads of the backplane for more of the past", |m| &m.replay_reads);
     counter(meter, m, "gateway_drains_over_budget_total", "Drains faster than the reconnect budget", |m| {
         &m.drains_over_budget
     });
@@ -353,6 +371,6 @@ mod tests {
             page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
         assert_eq!(names, helps);
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
-        assert_eq!(names.len(), 25);
+        assert_eq!(names.len(), 29);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A visitor counts while it was seen within the window. An event is seen once; an open socket is seen all the time,
 //! so each node marks the visitors of its sockets again and again ([`agenda`] says when). What is marked is an HMAC
-//! under the day's salt. That salt turns at the backplane's midnight, and then everybody gets another name: for one
-//! window after the turn, a mark also takes the visitor's old name away, so that nobody counts twice.
+//! under the day's salt. That salt turns at the backplane's midnight, and then everybody gets another name: for a while
+//! after the turn, a mark also takes the visitor's old name away, so that nobody counts twice ([`names`]).
 //!
 //! The backplane refuses marks under another salt than the present one (its midnight may come earlier than this node
 //! thinks, or it may have lost its salt). Then the salts are fetched, offering those that the node holds, and the
@@ -13,6 +13,7 @@
 //! event's is not counted (Inv. BOUND). No digest is ever logged (Inv. PRIVATE).
 
 pub mod agenda;
+mod names;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,11 +26,12 @@ use shared::ids::NodeId;
 use tokio::sync::Notify;
 
 use self::agenda::{Agenda, Job};
-use crate::backplane::{Backplane, Millis, Result, Salt, Salts, Seen, TOUCH_VISITORS_MAX, Touch, TouchReply};
+use self::names::Names;
+use crate::backplane::{Backplane, DAY_MS, Result, TOUCH_VISITORS_MAX, Touch, TouchReply};
 use crate::clock::Clock;
 use crate::cluster_time::ClusterTime;
 use crate::hub::Hub;
-use crate::identity::{VisitorDigest, visitor_hash};
+use crate::identity::VisitorDigest;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 
@@ -40,8 +42,6 @@ const REFUSALS_MAX: u32 = 3;
 /// Waits after failures lie below this.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
-/// A day of the salts, in milliseconds.
-const DAY_MS: Millis = 86_400_000;
 
 /// Marks visitors as seen. Shared by all who learn of visitors; [`Presence::run`] does the work.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Presence {
     metrics: Arc<Metrics>,
     clock: Clock,
     time: Arc<ClusterTime>,
-    salts: ArcSwapOption<Salts>,
+    names: ArcSwapOption<Names>,
     wanted: Mutex<Wanted>,
     /// Something stands in `wanted`.
     wake: Notify,
@@ -84,7 +84,7 @@ impl Presence {
             metrics,
             clock,
             time,
-            salts: ArcSwapOption::empty(),
+            names: ArcSwapOption::empty(),
             wanted: Mutex::default(),
             wake: Notify::new(),
         })
@@ -103,9 +103,13 @@ impl Presence {
         let mut wanted = self.wanted.lock();
         // Inv. BOUND
         if wanted.arrivals.len() < ARRIVALS_MAX {
+            let is_first = wanted.arrivals.is_empty();
             wanted.arrivals.insert(visitor);
             drop(wanted);
-            self.wake.notify_one();
+            // The others find the task awake, or waiting for the moment at which it takes them all.
+            if is_first {
+                self.wake.notify_one();
+            }
         }
     }
 
@@ -113,17 +117,11 @@ impl Presence {
     /// the salts are known.
     #[must_use]
     pub fn touch_of(&self, visitors: &[VisitorDigest]) -> Option<Touch> {
-        let salts = self.salts.load_full()?;
+        let names = self.names.load_full()?;
+        let salts = names.salts();
         let now = self.time.now().unwrap_or(salts.now);
         let distinct: HashSet<&VisitorDigest> = visitors.iter().take(TOUCH_VISITORS_MAX).collect();
-        // Inv. PRIVATE: what leaves the node is keyed by a salt that will be gone.
-        let seen = distinct
-            .into_iter()
-            .map(|visitor| Seen {
-                visitor: visitor_hash(&salts.today, visitor),
-                alias: alias_counts(salts.day, now, self.window).then(|| visitor_hash(&salts.yesterday, visitor)),
-            })
-            .collect();
+        let seen = distinct.into_iter().map(|visitor| names.of(visitor, now)).collect();
         Some(Touch { day: salts.day, fingerprint: salts.today.fingerprint(), seen, round_of: None })
     }
 
@@ -208,7 +206,8 @@ impl Presence {
 
     /// Salts serve until their day is over by the backplane's clock.
     fn plan_salts(&self, agenda: &mut Agenda) {
-        if let Some(salts) = self.salts.load().as_ref() {
+        if let Some(names) = self.names.load().as_ref() {
+            let salts = names.salts();
             let now = self.time.now().unwrap_or(salts.now);
             let left = (salts.day + 1).saturating_mul(DAY_MS).saturating_sub(now);
             agenda.salts_serve_until(self.clock.now() + Duration::from_millis(left.max(1)));
@@ -246,26 +245,16 @@ impl Presence {
     }
 
     async fn fetch_salts(&self) -> Result<()> {
-        let held = self.salts.load_full();
-        let offer: Vec<(u64, Salt)> = held.iter().flat_map(|held| offer_of(held)).collect();
+        let held = self.names.load_full();
+        let offer = held.as_ref().map(|held| held.offer()).unwrap_or_default();
         let salts = self.backplane.salts(&offer).await?;
         self.time.learned(salts.now);
-        self.salts.store(Some(Arc::new(salts)));
+        self.names.store(Some(Arc::new(Names::next(held.as_deref(), salts, self.window))));
         Ok(())
     }
 }
 
-/// Whether a visitor may still be counted under its name of the day before.
-fn alias_counts(day: u64, now: Millis, window: Duration) -> bool {
-    let into_the_day = now.saturating_sub(day.saturating_mul(DAY_MS));
-    u128::from(into_the_day) <= window.as_millis()
-}
-
-/// The salts that the node can give back to a backplane which lost its own.
-fn offer_of(held: &Salts) -> Vec<(u64, Salt)> {
-    let yesterday = held.day.checked_sub(1).map(|day| (day, held.yesterday.clone()));
-    yesterday.into_iter().chain([(held.day, held.today.clone())]).collect()
-}
-
+#[cfg(test)]
+mod fire;
 #[cfg(test)]
 mod tests;

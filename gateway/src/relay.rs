@@ -4,8 +4,8 @@
 //! and the worst is silence: a reader that waits at a place which the stream will never pass looks like a quiet site.
 //! The relay therefore trusts nothing but what comes back through the stream itself:
 //!
-//! - [`cursor`] checks after every failure, pause or silence, and when the data set is another one, that its place
-//!   still exists, and announces what is missing (Inv. GAP);
+//! - [`cursor`] checks with each read, after every failure, pause or silence, and when the data set is another one,
+//!   that its place still exists, and announces what is missing (Inv. GAP);
 //! - [`freshness`] tells clients when snapshots stay away, instead of showing the last number for ever;
 //! - [`decode`] lets nothing through but public messages (Inv. ANON), and each slot's snapshot once (Inv. SLOT).
 //!
@@ -21,6 +21,7 @@
 pub mod cursor;
 pub mod decode;
 pub mod freshness;
+pub mod recall;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,13 +29,15 @@ use std::time::Duration;
 
 use shared::backoff::Backoff;
 use shared::field::VisitorId;
+use shared::ids::EventId;
 use shared::message::{Freshness, MessageKind, PublicMessage, Snapshot, encode_gap, encode_update};
 use tokio::sync::watch;
 
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
 use self::freshness::{Turn, Watch};
-use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX};
+use self::recall::recalled;
+use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX, TickMark};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
 use crate::hub::broadcast::{Broadcast, BroadcastSender};
@@ -42,6 +45,7 @@ use crate::hub::{Hub, State};
 use crate::identity::VisitorDigest;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::{Metrics, Relayed};
+use crate::planted::{self, Bug};
 use crate::presence::Presence;
 use crate::vitals::{Loop, Vitals};
 
@@ -110,6 +114,8 @@ pub struct Relay {
     /// How many entries are looked through for a place to go on from.
     look_back: usize,
     backoff: Backoff,
+    /// The last wish to have the stream read to its end that was fulfilled; see [`Hub::end_asked`].
+    end_read: u64,
     unmentioned: u64,
     mentioned_at: Option<Mono>,
 }
@@ -129,6 +135,7 @@ impl Relay {
             read_max: READ_MAX,
             look_back: STREAM_ENTRIES_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
+            end_read: 0,
             unmentioned: 0,
             mentioned_at: None,
             parts,
@@ -178,19 +185,23 @@ impl Relay {
         let entries = self.attend(backplane.newest(REMEMBERED_MAX)).await?;
         let marks: Vec<_> = entries.iter().map(|entry| (entry.event_id(), entry.tick)).collect();
         self.cursor = Cursor::at_end_of(&marks);
-        let snapshots = entries.iter().filter(|entry| decode(entry).is_ok());
-        let newest = snapshots.filter_map(|entry| entry.tick.map(|tick| (tick, entry.event_id()))).next_back();
-        if let Some((tick, _)) = newest {
+        self.parts.hub.begin_past(recalled(&entries), entries.len() == REMEMBERED_MAX);
+        let newest = entries.iter().rev().find_map(snapshot_of);
+        if let Some((tick, ..)) = newest {
             self.gate.admit(tick);
         }
-        let Some(snapshot) = self.attend(backplane.snapshot()).await? else { return Ok(()) };
+        let stored = self.attend(backplane.snapshot()).await?;
+        // Inv. SLOT: a tick between the two answers is stored already, and comes through the stream as well. So what
+        // stands before the place that was taken counts, if there is any.
+        let standing = newest.map(|(_, _, snapshot)| snapshot);
+        let Some(snapshot) = standing.or(stored) else { return Ok(()) };
         if self.parts.time.now().is_none() {
             // Nobody has asked yet. Whoever greets with a number must know how old it is.
             let now = self.attend(backplane.salts(&[])).await?.now;
             self.parts.time.learned(now);
         }
         let freshness = self.judge(snapshot);
-        let state = State { snapshot, freshness, id: newest.map(|(_, id)| id) };
+        let state = State { snapshot, freshness, id: newest.map(|(_, id, _)| id) };
         self.last = Some(state);
         if freshness == Freshness::Fresh {
             self.prime(state);
@@ -203,25 +214,43 @@ impl Relay {
         let begun = self.parts.clock.now();
         let backplane = Arc::clone(&self.parts.backplane);
         let asked = self.read_max;
+        let end_asked = self.parts.hub.end_asked();
         let read = self.attend(backplane.read_from(self.cursor.position(), asked, READ_BLOCK)).await;
         // Half of it may arrive in time: asked for the same again, it never would.
         self.read_max = if read == Err(BackplaneError::Timeout) { asked / 2 } else { asked * 2 }.clamp(1, READ_MAX);
         let entries = read?;
         let slept = self.parts.clock.now().saturating_sub(begun) > READ_BLOCK + self.parts.tick_interval;
-        if slept || self.in_doubt {
+        if slept || self.in_doubt || !self.follows(&entries).await? {
             // Read from a place that may not exist any more; it is read again once that is known.
             self.in_doubt = true;
             return Ok(());
         }
-        self.take(&entries, entries.len() == asked).await;
+        let more_follows = entries.len() == asked;
+        self.take(&entries, more_follows).await;
+        if !more_follows && end_asked > self.end_read {
+            // What stood in the stream when a client came that is ahead of this node is with the broadcaster now.
+            let _ = self.parts.broadcast.read_to_end(end_asked).await;
+            self.end_read = end_asked;
+        }
         Ok(())
+    }
+
+    /// Whether nothing is missing between the cursor and these entries. What stands at the cursor after they were read
+    /// stood there before, and all that came after it was read with them, as streams are trimmed from their beginning.
+    // Inv. GAP: a stream that was trimmed past the cursor, or is another one, answers as if nothing were wrong. The count
+    // of the next snapshot would tell, but to a client that leaves before it, nobody would.
+    async fn follows(&mut self, entries: &[Entry]) -> Result<bool> {
+        let Some(anchor) = self.cursor.anchor().filter(|_| !entries.is_empty()) else { return Ok(true) };
+        let backplane = Arc::clone(&self.parts.backplane);
+        let there = self.attend(backplane.entry(anchor.stream)).await?;
+        Ok(there.is_some_and(|entry| entry.event_id() == anchor))
     }
 
     /// Checks that the entry at the cursor is still there, and finds another place if it is not.
     // Inv. GAP
     async fn check_place(&mut self) -> Result<()> {
         let backplane = Arc::clone(&self.parts.backplane);
-        if let Some(anchor) = self.cursor.anchor() {
+        if let Some(anchor) = self.cursor.anchor().filter(|_| !planted::has(Bug::NoCursorCheck)) {
             let there = self.attend(backplane.entry(anchor.stream)).await?;
             if there.is_none_or(|entry| entry.event_id() != anchor) {
                 let entries = self.attend(backplane.newest(self.look_back)).await;
@@ -256,8 +285,13 @@ impl Relay {
             let outcome = match (verdict, message) {
                 (Verdict::Duplicate, _) => Relayed::Duplicate,
                 (_, Err(reason)) => reason,
-                (_, Ok(PublicMessage::RealtimeUpdate(_))) if newest != Some(index) => Relayed::Duplicate,
-                (_, Ok(PublicMessage::RealtimeUpdate(snapshot))) => self.show(entry, snapshot, more_follows).await,
+                (_, Ok(PublicMessage::RealtimeUpdate(_))) if newest != Some(index) => self.pass_over(entry).await,
+                (_, Ok(PublicMessage::RealtimeUpdate(snapshot))) => {
+                    match self.show(entry, snapshot, more_follows).await {
+                        Relayed::Delivered => Relayed::Delivered,
+                        _ => self.pass_over(entry).await,
+                    }
+                }
                 (_, Ok(message)) => {
                     self.send(message.kind(), message.encode(), Some(entry)).await;
                     Relayed::Delivered
@@ -271,13 +305,19 @@ impl Relay {
         self.mention();
     }
 
+    /// Leaves out a snapshot that another node may have shown, and whose id a client may come back with.
+    async fn pass_over(&self, entry: &Entry) -> Relayed {
+        let _ = self.parts.broadcast.passed(entry.event_id()).await;
+        Relayed::Duplicate
+    }
+
     /// Shows a snapshot, flagged if it is old.
     async fn show(&mut self, entry: &Entry, snapshot: Snapshot, more_follows: bool) -> Relayed {
         if cfg!(debug_assertions) && self.parts.panic_on == Some(PanicOn::FirstSnapshot) {
             panic!("planted by a test");
         }
         // Inv. SLOT
-        if !entry.tick.is_some_and(|mark| self.gate.admit(mark)) {
+        if !entry.tick.is_some_and(|mark| self.gate.admit(mark) || planted::has(Bug::NoSlotCheck)) {
             return Relayed::Duplicate;
         }
         let freshness = self.judge(snapshot);
@@ -401,6 +441,14 @@ impl Relay {
             self.unmentioned = 0;
             self.mentioned_at = Some(now);
         }
+    }
+}
+
+/// The snapshot that an entry is, if it is one that may be shown.
+fn snapshot_of(entry: &Entry) -> Option<(TickMark, EventId, Snapshot)> {
+    match (entry.tick, decode(entry)) {
+        (Some(tick), Ok(PublicMessage::RealtimeUpdate(snapshot))) => Some((tick, entry.event_id(), snapshot)),
+        _ => None,
     }
 }
 

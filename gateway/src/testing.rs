@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use shared::ids::{NodeId, StreamId};
 use shared::message::Snapshot;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::backplane::memory::MemoryBackplane;
 use crate::backplane::{
@@ -25,6 +25,7 @@ pub(crate) enum Call {
     Publish,
     ReadFrom,
     Newest,
+    UpTo,
     Entry,
     Snapshot,
     Claim,
@@ -47,6 +48,8 @@ pub(crate) enum Fault {
     Lost,
     /// It is carried out, and nobody learns of it.
     AnswerLost,
+    /// It is carried out when [`Unreliable::let_pass`] says so.
+    Held,
 }
 
 /// The embedded backplane behind a network that fails as it is told.
@@ -54,9 +57,12 @@ pub(crate) enum Fault {
 pub(crate) struct Unreliable {
     inner: Mutex<Arc<MemoryBackplane>>,
     forged: Mutex<Vec<Entry>>,
+    /// Those that were read already.
+    planted: Mutex<Vec<Entry>>,
     down: AtomicBool,
     faults: Mutex<HashMap<Call, VecDeque<Fault>>>,
     seen: watch::Sender<HashMap<Call, usize>>,
+    gate: Notify,
 }
 
 impl Unreliable {
@@ -64,9 +70,11 @@ impl Unreliable {
         Arc::new(Self {
             inner: Mutex::new(inner),
             forged: Mutex::default(),
+            planted: Mutex::default(),
             down: AtomicBool::new(false),
             faults: Mutex::default(),
             seen: watch::Sender::new(HashMap::new()),
+            gate: Notify::new(),
         })
     }
 
@@ -111,6 +119,11 @@ impl Unreliable {
         within(enough).await.expect("the sender lives");
     }
 
+    /// Lets a call pass that is held, or the next one that will be.
+    pub(crate) fn let_pass(&self) {
+        self.gate.notify_one();
+    }
+
     async fn through<T: Send>(&self, call: Call, inner: impl Future<Output = Result<T>> + Send) -> Result<T> {
         let fault = self.faults.lock().get_mut(&call).and_then(VecDeque::pop_front);
         let result = if self.down.load(Ordering::SeqCst) {
@@ -119,6 +132,10 @@ impl Unreliable {
             match fault {
                 None => inner.await,
                 Some(Fault::Lost) => Err(BackplaneError::Unreachable),
+                Some(Fault::Held) => {
+                    self.gate.notified().await;
+                    inner.await
+                }
                 Some(Fault::AnswerLost) => inner.await.and(Err(BackplaneError::Timeout)),
             }
         };
@@ -147,15 +164,23 @@ impl Backplane for Unreliable {
         let forged = std::mem::take(&mut *self.forged.lock());
         if !forged.is_empty() {
             let ids = (1..).map(|n| StreamId { ms: after.ms, seq: after.seq + n });
-            return Ok(ids.zip(forged).map(|(id, entry)| Entry { id, ..entry }).collect());
+            let forged: Vec<_> = ids.zip(forged).map(|(id, entry)| Entry { id, ..entry }).collect();
+            self.planted.lock().extend(forged.iter().cloned());
+            return Ok(forged);
         }
         self.through(Call::ReadFrom, self.inner().read_from(after, count, block)).await
     }
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
         self.through(Call::Newest, self.inner().newest(count)).await
     }
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        self.through(Call::UpTo, self.inner().up_to(last, count)).await
+    }
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
-        self.through(Call::Entry, self.inner().entry(id)).await
+        let planted = self.planted.lock().iter().find(|entry| entry.id == id).cloned();
+        let inner = self.inner();
+        let found = async { if planted.is_some() { Ok(planted) } else { inner.entry(id).await } };
+        self.through(Call::Entry, found).await
     }
     async fn snapshot(&self) -> Result<Option<Snapshot>> {
         self.through(Call::Snapshot, self.inner().snapshot()).await

@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Million(Common),
     /// Run a server to compare with
     Serve(ServeArgs),
+    /// Compare the floor itself with a bare loop of send(2) over the same sockets
+    Bare(BareArgs),
     /// A process of a test that another one leads
     #[command(hide = true)]
     Worker,
@@ -186,6 +188,23 @@ pub(crate) struct ServeArgs {
     pub(crate) batch: u32,
 }
 
+/// For `bare`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BareArgs {
+    /// How many sockets to send to
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=19_000))]
+    pub(crate) connections: u32,
+    /// Passes of each of the two
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// CPU per send as a multiple of the bare loop's: exit code 1 when it is more
+    #[arg(long)]
+    pub(crate) max_ratio: Option<f64>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// A server to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Comparison {
@@ -201,6 +220,14 @@ pub(crate) enum Comparison {
 pub(crate) enum YesNo {
     Yes,
     No,
+}
+
+impl BareArgs {
+    /// How many processes are the clients: none of them is this one, whose descriptors the other ends need.
+    pub(crate) fn processes(&self) -> u32 {
+        const CLIENTS_MAX: u32 = 10_000;
+        self.connections.div_ceil(CLIENTS_MAX).max(2)
+    }
 }
 
 /// Where a request goes.

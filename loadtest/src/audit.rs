@@ -80,7 +80,7 @@ impl Slots {
 /// while all goes well.
 #[derive(Debug, Default)]
 pub(crate) struct Auditor {
-    /// The last snapshot's Unix second; 0 before `init`.
+    /// The last snapshot's Unix second, also of an earlier connection; 0 before the first `init`.
     second: u32,
     /// When the last new snapshot came, in milliseconds on the swarm's clock, plus one; 0: none came.
     state_ms: u32,
@@ -92,6 +92,8 @@ pub(crate) struct Auditor {
     holes: Option<Box<Holes>>,
     /// The server has announced that something is missing, or the client was away: the next jump is no loss.
     excused: bool,
+    /// `init` came on this connection.
+    begun: bool,
     /// How often it came, up to 255: a heartbeat, and a new number.
     pings: u8,
     updates: u8,
@@ -111,6 +113,7 @@ impl Auditor {
         match meaning {
             Meaning::Init { second } => {
                 self.excused |= self.has_begun();
+                self.begun = true;
                 self.second = seconds(second);
                 None
             }
@@ -152,7 +155,7 @@ impl Auditor {
 
     /// The client has left and will come again: what it misses is nobody's fault, and `init` is due.
     pub(crate) fn away(&mut self) {
-        self.second = 0;
+        self.begun = false;
         self.excused = true;
     }
 
@@ -163,7 +166,18 @@ impl Auditor {
 
     /// Whether `init` came.
     pub(crate) fn has_begun(&self) -> bool {
-        self.second != 0
+        self.begun
+    }
+
+    /// The second of the newest number that it has seen, on any connection; 0: none.
+    pub(crate) fn tick(&self) -> u32 {
+        self.second
+    }
+
+    /// How long it has had to do with the number that it has, at `now_ms`; `None` before the first.
+    pub(crate) fn waits_for_state(&self, now_ms: u32) -> Option<Duration> {
+        let since = self.state_ms.checked_sub(1)?;
+        Some(Duration::from_millis(u64::from(now_ms.saturating_sub(since))))
     }
 
     /// The last numbered event that came.
@@ -319,6 +333,16 @@ mod tests {
         check(&[BEGUN, event(1), event(9), event(5)], &[Finding::ReorderedEvent], 6);
         check(&[BEGUN, event(1), event(1000), event(2)], &[Finding::ReorderedEvent], 997);
         check(&[BEGUN, Meaning::Malformed], &[Finding::Malformed], 0);
+    }
+
+    #[test]
+    fn a_client_that_was_away_has_to_begin_again_and_remembers_its_number() {
+        let mut auditor = Auditor::default();
+        assert_eq!((auditor.judge(BEGUN, SLOTS), auditor.tick()), (None, 1000));
+        auditor.away();
+        assert_eq!((auditor.has_begun(), auditor.tick()), (false, 1000));
+        assert_eq!(auditor.judge(update(1005), SLOTS), Some(Finding::BeforeInit));
+        assert_eq!((auditor.judge(BEGUN, SLOTS), auditor.has_begun()), (None, true));
     }
 
     #[test]

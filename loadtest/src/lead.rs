@@ -11,7 +11,7 @@ use crate::crew::{Crew, Published};
 use crate::display::Display;
 use crate::latency::Sends;
 use crate::pace::Slowest;
-use crate::process::{Machine, Usage};
+use crate::process::{self, Machine, Usage};
 use crate::publish::{Http, Orders, Outcome, Outlet, Publisher, Redis, Tempo};
 use crate::report::Report;
 use crate::scrape::Written;
@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 /// More than the sockets give themselves to open or to come back.
 const STAGE_WITHIN: Duration = Duration::from_secs(60);
+/// How often the server's memory is looked at.
+const RSS_EVERY: Duration = Duration::from_millis(500);
 /// How many samples a long run takes of the server, about.
 const SAMPLES: u32 = 120;
 
@@ -96,11 +98,18 @@ pub(crate) struct Run {
     /// Before and after all dropped and came again.
     pub(crate) storm: Option<(Mark, Mark)>,
     pub(crate) samples: Vec<Sample>,
+    /// The server's largest resident memory while all listened.
+    pub(crate) rss_most_bytes: Option<u64>,
     pub(crate) published: Option<Outcome>,
 }
 
-/// What [`Middle`] gives: before and after a storm, and samples.
-type Meanwhile = (Option<(Mark, Mark)>, Vec<Sample>);
+/// What [`Middle`] gives.
+#[derive(Debug, Default)]
+struct Meanwhile {
+    storm: Option<(Mark, Mark)>,
+    samples: Vec<Sample>,
+    rss_most_bytes: Option<u64>,
+}
 
 impl Plan {
     /// Runs it.
@@ -121,7 +130,7 @@ impl Plan {
             publisher = self.publisher(&published)?;
         }
         crew.order(&Order::Listen)?;
-        let (storm, samples) = self.middle(&mut crew)?;
+        let Meanwhile { storm, samples, rss_most_bytes } = self.middle(&mut crew)?;
         let after = self.mark(crew.progress());
         let outcome = publisher.and_then(Publisher::outcome);
         if self.job.slow_share > 0.0 {
@@ -131,26 +140,29 @@ impl Plan {
         settle(&mut crew, outcome.as_ref())?;
         crew.order(&Order::Leave(outcome.as_ref().map(|outcome| outcome.given_up.clone()).unwrap_or_default()))?;
         let tally = crew.finish()?;
-        let run = Run { before, opened, after, storm, samples, published: outcome };
+        let run = Run { before, opened, after, storm, samples, rss_most_bytes, published: outcome };
         Ok(Report::new(self, tally, &run))
     }
 
     fn middle(&self, crew: &mut Crew) -> anyhow::Result<Meanwhile> {
+        let mut meanwhile = Meanwhile::default();
         if self.middle != Middle::Storm {
-            return Ok((None, self.listen(crew, self.duration)?));
+            self.listen(crew, self.duration, &mut meanwhile)?;
+            return Ok(meanwhile);
         }
-        self.listen(crew, self.duration / 2)?;
+        self.listen(crew, self.duration / 2, &mut meanwhile)?;
         let calm = self.mark(crew.progress());
         crew.order(&Order::Scatter)?;
         self.wait_for(crew, Stage::Scatter, "returning", STAGE_WITHIN)?;
         let over = self.mark(crew.progress());
-        self.listen(crew, self.duration / 2)?;
-        Ok((Some((calm, over)), Vec::new()))
+        self.listen(crew, self.duration / 2, &mut meanwhile)?;
+        Ok(Meanwhile { storm: Some((calm, over)), ..meanwhile })
     }
 
-    fn listen(&self, crew: &Crew, duration: Duration) -> anyhow::Result<Vec<Sample>> {
+    fn listen(&self, crew: &Crew, duration: Duration, meanwhile: &mut Meanwhile) -> anyhow::Result<()> {
         let mut display = Display::seconds("listening", duration);
-        let (began, mut samples) = (Instant::now(), Vec::new());
+        let began = Instant::now();
+        let mut rss_due = Duration::ZERO;
         let every = duration / SAMPLES;
         while began.elapsed() < duration {
             std::thread::sleep(LOOK_EVERY.min(duration.saturating_sub(began.elapsed())));
@@ -159,15 +171,19 @@ impl Plan {
             }
             let (elapsed, progress) = (began.elapsed(), crew.progress());
             display.show(elapsed.as_secs(), &progress);
-            let due = every * u32::try_from(samples.len()).unwrap_or(u32::MAX);
+            if elapsed >= rss_due {
+                rss_due = elapsed + RSS_EVERY;
+                meanwhile.rss_most_bytes = meanwhile.rss_most_bytes.max(process::rss_of_all(&self.pids));
+            }
+            let due = every * u32::try_from(meanwhile.samples.len()).unwrap_or(u32::MAX);
             if self.middle == Middle::Watch
                 && elapsed >= due
                 && let Some(usage) = Usage::of_all(&self.pids)
             {
-                samples.push(Sample::new(elapsed, usage, progress.alive));
+                meanwhile.samples.push(Sample::new(elapsed, usage, progress.alive));
             }
         }
-        Ok(samples)
+        Ok(())
     }
 
     fn wait_for(&self, crew: &Crew, stage: Stage, what: &'static str, within: Duration) -> anyhow::Result<()> {

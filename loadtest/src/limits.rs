@@ -46,6 +46,9 @@ pub(crate) struct Limits {
     /// The others' p99 with slow readers as a multiple of that without (for slow)
     #[arg(long)]
     pub(crate) max_p99_ratio: Option<f64>,
+    /// What slow readers may add to the server's largest resident memory, in bytes (for slow)
+    #[arg(long)]
+    pub(crate) max_slow_bytes: Option<f64>,
 }
 
 impl Limits {

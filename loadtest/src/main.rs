@@ -39,10 +39,14 @@ fn main() -> ExitCode {
     let Cli { scenario, plain } = Cli::parse();
     let result = match scenario {
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| true),
+        Some(Command::Bare(args)) => serve::compare(&args).and_then(|found| {
+            let text = if args.json { serde_json::to_string_pretty(&found)? } else { found.to_string() };
+            say(&text)?;
+            Ok(found.is_ok())
+        }),
         Some(Command::Worker) => crew::work().map(|()| true),
         test => scenario::run(test, plain).and_then(|(verdict, json)| {
-            let text = verdict.text(json)?;
-            writeln!(std::io::stdout(), "{text}").context("writing the report")?;
+            say(&verdict.text(json)?)?;
             Ok(verdict.is_ok())
         }),
     };
@@ -55,4 +59,8 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("writing the report")
 }

@@ -33,6 +33,8 @@ struct ServerUse {
     rss_before_bytes: u64,
     rss_open_bytes: u64,
     rss_after_bytes: u64,
+    /// The largest while listening.
+    rss_most_bytes: Option<u64>,
     /// What each open socket added to the resident memory by the end.
     rss_bytes_per_socket: f64,
     /// None when events were delivered meanwhile: their cost cannot be told apart.
@@ -202,6 +204,11 @@ impl Report {
         self.server.as_ref().map(|server| server.rss_bytes_per_socket)
     }
 
+    /// The server's largest resident memory while listening.
+    pub(crate) fn rss_most_bytes(&self) -> Option<u64> {
+        self.server.as_ref().and_then(|server| server.rss_most_bytes)
+    }
+
     pub(crate) fn returns_per_second(&self) -> Option<f64> {
         self.storm.as_ref().map(|storm| storm.returns_per_second)
     }
@@ -224,6 +231,7 @@ fn server_use(plan: &Plan, run: &Run, tally: &Tally) -> Option<ServerUse> {
         rss_before_bytes: was.rss_bytes,
         rss_open_bytes: open.rss_bytes,
         rss_after_bytes: is.rss_bytes,
+        rss_most_bytes: run.rss_most_bytes,
         rss_bytes_per_socket: per(float(is.rss_bytes) - float(was.rss_bytes), float(tally.open_at_end)),
         cpu_us_per_handshake: quiet.then(|| per(us(&was, &open), opened_count)),
         cpu_percent_while_listening: per(cpu_us * 100.0, window_us),
@@ -318,6 +326,9 @@ impl Report {
         let mib = |bytes: u64| bytes >> 20;
         let ServerUse { rss_before_bytes: before, rss_open_bytes: open, rss_after_bytes: after, .. } = server;
         writeln!(f, "server RSS {} MiB, {} MiB when open, {} MiB after", mib(*before), mib(*open), mib(*after))?;
+        if let Some(most) = server.rss_most_bytes {
+            writeln!(f, "           {} MiB at most", mib(most))?;
+        }
         writeln!(f, "           {:.0} bytes per socket", server.rss_bytes_per_socket)?;
         let (percent, per_message) = (server.cpu_percent_while_listening, server.cpu_us_per_message);
         writeln!(f, "server CPU {percent:.2} % of a core while listening, {per_message:.3} us per message")?;
@@ -347,6 +358,9 @@ impl Report {
             }
             if let Some(us) = cpu_us_per_return {
                 writeln!(f, "           {us:.1} us of server CPU per return")?;
+            }
+            if let Some(Percentiles { max, .. }) = &self.state_gap_ms {
+                writeln!(f, "           {max:.0} ms: the worst gap between ticks that any client saw")?;
             }
         }
         if let Some(Soak { rss_bytes, other_descriptors, threads, .. }) = &self.soak {

@@ -8,7 +8,7 @@ use crate::args::{Command, Common, SlowArgs, SoakArgs, Target};
 use crate::control::{Job, SlowManner};
 use crate::lead::{Middle, Plan, PublishFrom, Source};
 use crate::report::Report;
-use crate::series::{Round, Series};
+use crate::series::{Round, Series, WITHOUT};
 use crate::serve::Served;
 
 /// Descriptors besides the sockets: the standard three, the poll, the producer, `/proc`.
@@ -79,7 +79,7 @@ pub(crate) fn run(command: Option<Command>, plain: Common) -> anyhow::Result<(Ve
             lives = Some((life_min, life_max.max(life_min)));
             (Kind::Soak, common)
         }
-        Some(Command::Serve(_) | Command::Worker) => bail!("not a test"),
+        Some(Command::Serve(_) | Command::Bare(_) | Command::Worker) => bail!("not a test"),
     };
     let mut plan = plan(kind, &common)?;
     plan.job.lives = lives;
@@ -100,7 +100,7 @@ pub(crate) fn run(command: Option<Command>, plain: Common) -> anyhow::Result<(Ve
         if kind == Kind::Slow {
             let mut without = plan.clone();
             without.job.slow_share = 0.0;
-            beside.push(("without".to_owned(), without.run()?));
+            beside.push((WITHOUT.to_owned(), without.run()?));
             plan.first_number = without.after(&beside);
         }
         let mut subject = plan.run()?;

@@ -25,6 +25,8 @@ const FIGURES: [Figure; 8] = [
     ("returns per second", Report::returns_per_second),
 ];
 const P99: &str = "p99 of deliveries, ms";
+/// The name of a run without slow readers, beside one with them.
+pub(crate) const WITHOUT: &str = "without";
 
 /// A run of what is tested, and the runs beside it.
 #[derive(Debug, Serialize)]
@@ -48,6 +50,8 @@ struct Row {
 pub(crate) struct Series {
     ok: bool,
     rows: Vec<Row>,
+    /// What the slow readers added to the server's largest resident memory: the most of all rounds.
+    slow_bytes: Option<f64>,
     broken: Vec<String>,
     rounds: Vec<Round>,
 }
@@ -60,22 +64,32 @@ impl Series {
             let row = rows.iter().find(|row| row.figure == name)?;
             row.beside.iter().find(|(what, ..)| what == beside).map(|(.., ratio)| *ratio)
         };
+        let slow_bytes = rounds.iter().filter_map(slow_bytes).max_by(f64::total_cmp);
         let broken: Vec<String> = [
+            most("bytes that slow readers added", slow_bytes, limits.max_slow_bytes),
             most("CPU per message, of the floor's", ratio(FIGURES[0].0, "floor"), limits.max_cpu_ratio),
             most("CPU per handshake, of the floor's", ratio(FIGURES[2].0, "floor"), limits.max_handshake_ratio),
-            most("p99 with slow readers, of that without", ratio(P99, "without"), limits.max_p99_ratio),
+            most("p99 with slow readers, of that without", ratio(P99, WITHOUT), limits.max_p99_ratio),
         ]
         .into_iter()
         .flatten()
         .collect();
         let ok = broken.is_empty() && rounds.iter().all(|round| round.subject.is_ok());
-        Self { ok, rows, broken, rounds }
+        Self { ok, rows, slow_bytes, broken, rounds }
     }
 
     /// Whether every run kept every promise, and the whole its thresholds.
     pub(crate) fn is_ok(&self) -> bool {
         self.ok
     }
+}
+
+/// What the slow readers of a round added to the server's memory, beside the run without them.
+fn slow_bytes(round: &Round) -> Option<f64> {
+    let (_, without) = round.beside.iter().find(|(name, _)| name == WITHOUT)?;
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a process, far below 2^53")]
+    let float = |bytes: u64| bytes as f64;
+    Some(float(round.subject.rss_most_bytes()?) - float(without.rss_most_bytes()?))
 }
 
 fn row((figure, of): Figure, rounds: &[Round]) -> Option<Row> {
@@ -94,7 +108,8 @@ fn row((figure, of): Figure, rounds: &[Round]) -> Option<Row> {
     Some(Row { figure, median, beside: beside.collect() })
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     let lower = *values.get((values.len() - 1) / 2)?;
@@ -116,6 +131,9 @@ impl fmt::Display for Series {
                 write!(f, "   {name} {own:.3}, x {ratio:.2}")?;
             }
             writeln!(f)?;
+        }
+        if let Some(bytes) = self.slow_bytes {
+            writeln!(f, "slow readers added {:.1} MiB to the server's memory at most", bytes / f64::from(1 << 20))?;
         }
         self.broken.iter().try_for_each(|broken| writeln!(f, "BROKEN     {broken}"))?;
         f.write_str(if self.ok { "ok" } else { "NOT ok" })

@@ -8,6 +8,7 @@ mod floor;
 #[cfg(feature = "comparison")]
 mod tungstenite;
 
+pub(crate) use self::floor::compare;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};

@@ -66,8 +66,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn now_ms(&self) -> u32 {
-        u32::try_from(self.read_at.duration_since(self.origin).as_millis()).unwrap_or(u32::MAX)
+    /// This thread's clock at `moment`.
+    pub(crate) fn ms(&self, moment: Instant) -> u32 {
+        u32::try_from(moment.duration_since(self.origin).as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -171,11 +172,15 @@ impl Socket {
         self.phase == Phase::Leaving
     }
 
-    /// Begins to say goodbye.
+    /// Begins to say goodbye, once. Who is not let in yet has nobody to say it to: what comes next is the server's
+    /// answer to the request, and no frame.
     ///
     /// # Errors
     /// [`End`] when the connection is gone already.
     pub(crate) fn leave(&mut self) -> Result<(), End> {
+        if self.phase != Phase::Open {
+            return Ok(());
+        }
         self.phase = Phase::Leaving;
         self.send(Opcode::Close, &1000u16.to_be_bytes())
     }
@@ -310,12 +315,16 @@ impl Socket {
                     self.message(meaning, payload, shared)?;
                 }
                 Opcode::Binary => return Err(End::Broke("a binary message")),
-                Opcode::Ping => self.send(Opcode::Pong, payload)?,
+                Opcode::Ping if self.phase == Phase::Open => self.send(Opcode::Pong, payload)?,
+                // After our close frame nothing may follow (RFC 6455 section 5.5.1).
+                Opcode::Ping => {}
                 Opcode::Pong => {}
                 Opcode::Close => {
                     let (code, reason) = frame::close_reason(payload);
-                    // It is over, whether our answer still gets through or not.
-                    let _ = self.send(Opcode::Close, &payload[..payload.len().min(2)]);
+                    if self.phase == Phase::Open {
+                        // It is over, whether our answer still gets through or not.
+                        let _ = self.send(Opcode::Close, &payload[..payload.len().min(2)]);
+                    }
                     return Err(End::Closed(code, reason));
                 }
             }
@@ -330,14 +339,15 @@ impl Socket {
 
     fn message(&mut self, meaning: Meaning, text: &[u8], shared: &mut Shared) -> Result<(), End> {
         shared.tally.messages.add(meaning, text.len());
-        let (began, before) = (self.auditor.has_begun(), self.auditor.last());
+        let (began, before, tick) = (self.auditor.has_begun(), self.auditor.last(), self.auditor.tick());
         let finding = self.auditor.judge(meaning, shared.slots);
         if let Some(finding) = finding {
             shared.tally.found(finding, text);
         }
         match meaning {
             Meaning::Event { number: Some(number) } => self.age(number, text, shared),
-            Meaning::Init { .. } => self.state_came(shared),
+            // Who comes again and is told the number that it had knows nothing new.
+            Meaning::Init { .. } if self.auditor.tick() != tick => self.state_came(shared),
             Meaning::Update { stale: false, .. } if finding.is_none() => self.state_came(shared),
             _ => {}
         }
@@ -346,7 +356,7 @@ impl Socket {
             shared.awaited = shared.awaited.saturating_sub(1);
             shared.tally.began(self.waited());
         }
-        if meaning == Meaning::Ping && shared.answer_pings == YesNo::Yes {
+        if meaning == Meaning::Ping && shared.answer_pings == YesNo::Yes && self.phase == Phase::Open {
             shared.tally.pongs += 1;
             self.send(Opcode::Text, br#"{"type":"pong"}"#)?;
         }
@@ -365,7 +375,7 @@ impl Socket {
     }
 
     fn state_came(&mut self, shared: &mut Shared) {
-        let now_ms = shared.now_ms();
+        let now_ms = shared.ms(shared.read_at);
         if let (Some(gap), Reader::Prompt) = (self.auditor.state_came(now_ms), self.reader) {
             shared.tally.state_gap.record_duration(gap);
         }

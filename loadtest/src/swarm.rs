@@ -37,6 +37,8 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 const RETURN_WITHIN: Duration = Duration::from_secs(30);
 /// For the server to answer our close frames.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+/// What a life is longer by when it would end before it has begun.
+const LIFE_MORE: Duration = Duration::from_millis(20);
 /// The code with which a server closes who does not answer pings.
 const NO_PONG: u16 = 4408;
 /// Connections that are begun before the poll is looked at again.
@@ -153,6 +155,7 @@ impl Swarm {
         }
         let behind = self.behind(self.control.last_number());
         self.shared.tally.count("socket without the last events", u64::from(behind));
+        self.note_waits();
         self.shared.tally.open_at_end = self.sockets.iter().flatten().filter(|socket| socket.is_open()).count() as u64;
         self.leave()?;
         self.judge();
@@ -250,6 +253,9 @@ impl Swarm {
                 let reads = if event.is_read_closed() { Reads::ToTheEnd } else { Reads::UntilShort };
                 result = socket.readable(&mut self.shared, &mut buffer, reads);
             }
+            if result.is_ok() && self.leaving && socket.auditor.has_begun() {
+                result = socket.leave();
+            }
             if let Err(end) = result {
                 self.end(token, end)?;
             }
@@ -304,7 +310,7 @@ impl Swarm {
         Ok(())
     }
 
-    /// Who has lived long enough leaves.
+    /// Who has lived long enough leaves; who has not got its `init` yet is asked again later.
     fn end_lives(&mut self) -> io::Result<()> {
         let now = Instant::now();
         while let Some(Reverse((due, token))) = self.lives.peek().copied() {
@@ -313,9 +319,9 @@ impl Swarm {
             }
             self.lives.pop();
             let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
-            if socket.is_open()
-                && let Err(end) = socket.leave()
-            {
+            if !socket.auditor.has_begun() {
+                self.lives.push(Reverse((now + LIFE_MORE, token)));
+            } else if let Err(end) = socket.leave() {
                 self.end(token, end)?;
             }
         }
@@ -386,23 +392,54 @@ impl Swarm {
         u32::try_from(self.sockets.iter().flatten().filter(behind).count()).unwrap_or(u32::MAX)
     }
 
-    /// Says goodbye to the server.
+    /// Leaves the server in good order.
     fn leave(&mut self) -> io::Result<()> {
+        self.say_goodbye()?;
+        self.depart()
+    }
+
+    /// Who has got its `init` leaves; who waits for it will as soon as it is there (`serve_events`).
+    fn say_goodbye(&mut self) -> io::Result<()> {
         self.leaving = true;
         self.lives.clear();
         self.wake();
-        for token in 0..self.sockets.len() {
-            let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
-            if let Err(end) = socket.leave() {
-                self.end(token, end)?;
-            }
-            if token.is_multiple_of(EVENTS) {
-                self.serve_until(Instant::now(), |_| false)?;
-            }
-        }
+        self.leave_if(|socket| socket.auditor.has_begun())
+    }
+
+    /// Waits for those who are on their way in, then until the server has answered everybody.
+    fn depart(&mut self) -> io::Result<()> {
+        self.serve_until(Instant::now() + OPEN_WITHIN, |swarm| swarm.shared.awaited == 0)?;
+        self.leave_if(|_| true)?;
         self.serve_until(Instant::now() + LEAVE_WITHIN, |swarm| swarm.alive == 0)?;
         self.shared.tally.count("close frame not answered", u64::from(self.alive));
         Ok(())
+    }
+
+    fn leave_if(&mut self, may_leave: fn(&Socket) -> bool) -> io::Result<()> {
+        for token in 0..self.sockets.len() {
+            if token.is_multiple_of(EVENTS) {
+                self.serve_until(Instant::now(), |_| false)?;
+            }
+            let Some(socket) = self.sockets.get_mut(token).and_then(Option::as_mut) else { continue };
+            if may_leave(socket)
+                && let Err(end) = socket.leave()
+            {
+                self.end(token, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who still waits for a new state has waited so long: a tick that never came is no gap that ended.
+    fn note_waits(&mut self) {
+        let now_ms = self.shared.ms(Instant::now());
+        let prompt = self.sockets.iter().flatten().filter(|socket| socket.reader == Reader::Prompt);
+        let longest = prompt.filter_map(|socket| socket.auditor.waits_for_state(now_ms)).max();
+        // One figure, and only if it is the worst: the others' waits are not over and would shorten the average.
+        let gaps = &mut self.shared.tally.state_gap;
+        if let Some(wait) = longest.filter(|wait| gaps.longest().is_some_and(|worst| *wait > worst)) {
+            gaps.record_duration(wait);
+        }
     }
 
     /// What can be judged at the end only.
@@ -426,123 +463,4 @@ impl Swarm {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread::JoinHandle;
-
-    use super::*;
-    use crate::control;
-    use crate::frame::{self, Opcode};
-    use crate::lead::{Middle, Plan, PublishFrom, Source};
-
-    const INIT: &str = r#"{"type":"init","data":{"active_visitors":5,"timestamp":"2025-12-08T10:30:00Z"}}"#;
-    const UPDATE: &str =
-        r#"{"type":"realtime_update","data":{"active_visitors":5,"timestamp":"2025-12-08T10:30:05Z"}}"#;
-    const PING: &str = r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#;
-
-    fn event(number: u32) -> String {
-        let time = "2025-12-08T10:30:05Z";
-        format!(r#"{{"type":"new_event","data":{{"event_type":"x","page_url":"/n/{number}","timestamp":"{time}"}}}}"#)
-    }
-
-    /// A server that sends every client the same, answers its close, and returns what clients sent.
-    fn server(clients: usize, head: &'static str, texts: Vec<String>) -> (SocketAddr, JoinHandle<Vec<Vec<u8>>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let mut bytes = head.as_bytes().to_vec();
-        for text in texts {
-            let length = u8::try_from(text.len()).expect("short texts");
-            bytes.extend_from_slice(if length < 126 { &[0x81] } else { &[0x81, 126, 0] });
-            bytes.push(length);
-            bytes.extend_from_slice(text.as_bytes());
-        }
-        let thread = std::thread::spawn(move || {
-            let mut streams: Vec<_> = (0..clients).map(|_| listener.accept().expect("a client").0).collect();
-            // In pieces: clients must put frames together again.
-            for (piece, stream) in bytes.chunks(17).flat_map(|piece| streams.iter().map(move |stream| (piece, stream)))
-            {
-                let mut stream = stream;
-                stream.write_all(piece).expect("the client reads");
-            }
-            streams.iter_mut().map(until_close).collect()
-        });
-        (address, thread)
-    }
-
-    /// Everything that a client sends; its close is answered.
-    fn until_close(stream: &mut TcpStream) -> Vec<u8> {
-        let mut close = Vec::new();
-        frame::write(&mut close, Opcode::Close, &1000u16.to_be_bytes());
-        let (mut got, mut buffer) = (Vec::new(), [0; 1024]);
-        while !got.ends_with(&close) {
-            match stream.read(&mut buffer) {
-                Ok(0) | Err(_) => return got,
-                Ok(n) => got.extend_from_slice(&buffer[..n]),
-            }
-        }
-        stream.write_all(&[0x88, 2, 0x03, 0xe8]).expect("the client reads");
-        got
-    }
-
-    fn report(address: SocketAddr, answer_pings: YesNo) -> serde_json::Value {
-        let url = format!("ws://{address}/ws/analytics");
-        let plan = Plan {
-            job: Job { answer_pings, ..control::tests::job(&[url], 3) },
-            threads: 2,
-            processes: 1,
-            duration: Duration::from_millis(100),
-            middle: Middle::Listen,
-            source: Source::Nowhere,
-            publish_from: PublishFrom::Begin,
-            per_second: 1.0,
-            in_flight: None,
-            first_number: 1,
-            pids: vec![],
-            metrics: vec![],
-        };
-        serde_json::to_value(plan.run().expect("it runs")).expect("JSON")
-    }
-
-    const SWITCHING: &str =
-        "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-    #[test]
-    fn a_sound_server_passes() {
-        let texts = vec![INIT.to_owned(), event(1), UPDATE.to_owned(), PING.to_owned(), event(2)];
-        let (address, thread) = server(3, SWITCHING, texts);
-        let report = report(address, YesNo::Yes);
-        assert_eq!(
-            (&report["ok"], &report["opened"], &report["expected_closes"]),
-            (&true.into(), &3.into(), &3.into())
-        );
-        assert_eq!((&report["messages"]["new_event"], &report["pongs"]), (&6.into(), &3.into()));
-        for got in thread.join().expect("the server served") {
-            let head = b"GET /ws/analytics HTTP/1.1\r\n";
-            assert!(got.starts_with(head));
-        }
-    }
-
-    #[test]
-    fn a_server_that_loses_repeats_and_reorders_is_found_out() {
-        let events = [1, 2, 2, 5, 4].map(event);
-        let texts =
-            [vec![UPDATE.to_owned(), INIT.to_owned()], events.into(), vec![UPDATE.to_owned(), UPDATE.to_owned()]];
-        let (address, thread) = server(3, SWITCHING, texts.concat());
-        let report = report(address, YesNo::No);
-        let want = serde_json::json!({
-            "message before init": 3, "event delivered twice": 3, "event after a later one": 3, "event lost": 3,
-            "slot delivered twice": 3,
-        });
-        assert_eq!((&report["ok"], &report["findings"]), (&false.into(), &want));
-        thread.join().expect("the server served");
-    }
-
-    #[test]
-    fn a_refusal_is_counted_by_its_status() {
-        let (address, thread) = server(3, "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\n", vec![]);
-        let report = report(address, YesNo::Yes);
-        assert_eq!((&report["ok"], &report["refused"]), (&false.into(), &serde_json::json!({"429": 3})));
-        thread.join().expect("the server served");
-    }
-}
+mod tests;

@@ -65,13 +65,25 @@ fn all_come_back_after_a_storm() {
 }
 
 #[test]
-#[ignore = "the floor, which is only there to compare with, now and then cuts a frame when its sockets churn"]
 fn lives_end_and_begin_again() {
     let floor = Floor::start();
     let output = floor.test(&["soak", "--connections", "20", "--life-min", "20ms", "--life-max", "60ms"]);
     let report = report(&output);
     assert!(report["opened"].as_u64() > Some(40), "{report:#}");
     assert_eq!(report["unexpected_closes"], serde_json::json!({}));
+}
+
+#[test]
+fn the_floor_is_compared_with_a_bare_loop() {
+    let bare = |limit| {
+        let args = ["bare", "--connections", "50", "--rounds", "3", "--json", "--max-ratio", limit];
+        Command::new(PROGRAM).args(args).output().expect("it runs")
+    };
+    let (kept, broken) = (bare("1000"), bare("0.001"));
+    assert_eq!((kept.status.code(), broken.status.code()), (Some(0), Some(1)), "{kept:?} {broken:?}");
+    for figure in ["bare_us", "floor_us", "ratio"] {
+        assert!(report(&kept)[figure].as_f64() > Some(0.0), "{kept:?}");
+    }
 }
 
 #[test]

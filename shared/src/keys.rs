@@ -112,6 +112,12 @@ impl Keys {
         self.key(format_args!("ip:{address}"))
     }
 
+    /// Hash: process to the number of its newest statement about sockets, and when it came, in milliseconds.
+    #[must_use]
+    pub fn told(&self) -> String {
+        self.key("told")
+    }
+
     /// Hash: node to its last publish number and what came of it.
     #[must_use]
     pub fn published(&self) -> String {
@@ -145,12 +151,14 @@ mod tests {
             keys.salt(20_000),
             keys.secret(),
             keys.address("ab12"),
+            keys.told(),
             keys.published(),
             keys.schema(),
         ];
         let golden = "{analytics}:events analytics:realtime {analytics}:visitors {analytics}:snapshot \
             {analytics}:ticker {analytics}:nodes {analytics}:touched {analytics}:generation {analytics}:themes \
-            {analytics}:salt:20000 {analytics}:secret {analytics}:ip:ab12 {analytics}:published {analytics}:schema";
+            {analytics}:salt:20000 {analytics}:secret {analytics}:ip:ab12 {analytics}:told \
+            {analytics}:published {analytics}:schema";
         assert_eq!(names.join(" "), golden);
     }
 

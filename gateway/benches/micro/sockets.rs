@@ -68,9 +68,11 @@ pub(crate) fn stream(sink: &UdpSocket) -> TcpStream {
 pub(crate) fn viewer(stream: TcpStream) -> NewSocket {
     NewSocket {
         stream,
+        answer: Bytes::new(),
         leftover: Bytes::new(),
         kinds: MessageKinds::ALL,
         ids: Ids::Without,
+        resume: None,
         visitor: VisitorDigest([0; 16]),
         permit: None,
     }

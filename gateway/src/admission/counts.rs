@@ -119,12 +119,13 @@ impl Counts {
         Some(held)
     }
 
-    /// Gives the turn back.
-    pub(super) fn end(&mut self, address: AddressHash, told: Told) {
+    /// Gives the turn back. Returns whether the address has to be told (again).
+    pub(super) fn end(&mut self, address: AddressHash, told: Told) -> bool {
         self.busy.remove(&address);
         if told == Told::Unsure {
             self.mark(address);
         }
+        self.dirty.contains(&address)
     }
 
     /// Takes the turns of up to `max` dirty addresses, with their counts; their marks are gone.

@@ -143,6 +143,9 @@ impl Backplane for Fake {
     async fn newest(&self, _count: usize) -> Result<Vec<Entry>> {
         Err(BackplaneError::Unreachable)
     }
+    async fn up_to(&self, _last: StreamId, _count: usize) -> Result<Vec<Entry>> {
+        Err(BackplaneError::Unreachable)
+    }
     async fn entry(&self, _id: StreamId) -> Result<Option<Entry>> {
         Err(BackplaneError::Unreachable)
     }

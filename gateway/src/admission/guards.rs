@@ -175,9 +175,11 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.admission.counts.lock().end(self.address, self.told);
+        let is_dirty = self.admission.counts.lock().end(self.address, self.told);
         self.admission.turns.notify_waiters();
-        self.admission.work.notify_one();
+        if is_dirty {
+            self.admission.work.notify_one();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! counts as one more, by the address alone, and nobody is refused.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use crate::backplane::AddressHash;
@@ -19,49 +20,85 @@ pub(super) const VISITORS_MAX: usize = 50;
 // Inv. BOUND
 const ADDRESSES_MAX: usize = 50_000;
 
-/// The visitors that an address has brought within its present window.
+/// The visitors that an address has brought within its present window, each by the first half of its digest: telling
+/// fifty apart needs no more, and half of an address' hash tells addresses apart. Nearly every address brings one; this
+/// is kept for each that has a socket, so the others are boxed.
 #[derive(Debug)]
 struct Window {
-    began: Mono,
-    /// The first half of each digest: telling fifty apart needs no more.
-    seen: Vec<u64>,
+    first: u64,
+    others: Option<Box<Others>>,
+    /// In tenths of a second since the process began, which last for thirteen years.
+    began: u32,
+}
+
+#[derive(Debug, Default)]
+struct Others(Vec<u64>);
+
+// With its key, 32 bytes per address and slot of the map.
+const _: () = assert!(size_of::<(u64, Window)>() == 32);
+
+impl Window {
+    fn begin(now: u32, visitor: u64) -> Self {
+        Self { first: visitor, others: None, began: now }
+    }
+
+    /// Whether `visitor` is known or there is room for it.
+    fn allows(&mut self, visitor: u64) -> bool {
+        let others = self.others.as_ref().map_or(&[][..], |others| &others.0);
+        if self.first == visitor || others.contains(&visitor) {
+            return true;
+        }
+        let room = 1 + others.len() < VISITORS_MAX;
+        if room {
+            self.others.get_or_insert_default().0.push(visitor);
+        }
+        room
+    }
+}
+
+fn tenths(time: Mono) -> u32 {
+    u32::try_from(time.as_millis() / 100).unwrap_or(u32::MAX)
+}
+
+fn half(bytes: [u8; 16]) -> u64 {
+    bytes.iter().take(8).fold(0, |half, byte| half << 8 | u64::from(*byte))
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct VisitorBudget {
-    window: Duration,
-    addresses: HashMap<AddressHash, Window>,
+    /// In tenths of a second.
+    window: u32,
+    addresses: HashMap<u64, Window>,
 }
 
 impl VisitorBudget {
     /// A budget whose windows last as long as a visitor counts.
     pub(super) fn new(window: Duration) -> Self {
-        Self { window, addresses: HashMap::new() }
+        Self { window: tenths(window), addresses: HashMap::new() }
     }
 
     /// Whether `address` may bring this visitor: it is known, or there is room for a new one.
     pub(super) fn allows(&mut self, now: Mono, address: AddressHash, visitor: &VisitorDigest) -> bool {
-        if !self.addresses.contains_key(&address) && self.addresses.len() >= ADDRESSES_MAX {
-            return false;
+        let (now, visitor) = (tenths(now), half(visitor.0));
+        let is_full = self.addresses.len() >= ADDRESSES_MAX;
+        match self.addresses.entry(half(address.0)) {
+            Entry::Vacant(_) if is_full => false,
+            Entry::Vacant(place) => {
+                place.insert(Window::begin(now, visitor));
+                true
+            }
+            Entry::Occupied(mut place) if now.saturating_sub(place.get().began) >= self.window => {
+                place.insert(Window::begin(now, visitor));
+                true
+            }
+            Entry::Occupied(mut place) => place.get_mut().allows(visitor),
         }
-        let mark = visitor.0.iter().take(8).fold(0, |mark, byte| mark << 8 | u64::from(*byte));
-        let window = self.addresses.entry(address).or_insert_with(|| Window { began: now, seen: Vec::new() });
-        if now.saturating_sub(window.began) >= self.window {
-            *window = Window { began: now, seen: Vec::new() };
-        }
-        if window.seen.contains(&mark) {
-            return true;
-        }
-        let room = window.seen.len() < VISITORS_MAX;
-        if room {
-            window.seen.push(mark);
-        }
-        room
     }
 
     /// Forgets the windows that are over.
     pub(super) fn sweep(&mut self, now: Mono) {
+        let now = tenths(now);
         self.addresses.retain(|_, window| now.saturating_sub(window.began) < self.window);
         self.addresses.shrink_to_fit();
     }

@@ -38,6 +38,7 @@ pub(super) fn hub(config: &Config) -> HubSettings {
         message_burst: config.client_message_burst,
         flush_interval: config.flush_interval,
         max_age: config.connection_max_age,
+        replay_bytes_max: config.replay_bytes,
         panic_on: (config.test_panic == Some(TestPanic::Connection)).then_some(PanicOn::ClientMessage),
         ..HubSettings::default()
     }

@@ -260,6 +260,10 @@ impl Backplane for MemoryBackplane {
         Ok(self.state.lock().stream.newest(count))
     }
 
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        Ok(self.state.lock().stream.up_to(last, count))
+    }
+
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
         Ok(self.state.lock().stream.entry(id))
     }
@@ -288,7 +292,7 @@ impl Backplane for MemoryBackplane {
         Ok(self.with(|state, now| {
             let standing = state.members.beat(node, join, millis(lease), now);
             state.visitors.forget_nodes(|node| !state.members.is_known(node));
-            BeatReply { standing, generation, members: state.members.alive(now), now }
+            BeatReply { standing, generation, server: String::new(), members: state.members.alive(now), now }
         }))
     }
 

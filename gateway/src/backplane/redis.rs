@@ -12,6 +12,7 @@
 //! Deliberately absent: a pool (one connection carries far more than the nodes of one site ask for), reads from
 //! replicas (they lag, and a lagging lease is a lie), and a cache (what is remembered is not the truth).
 
+mod admissions;
 mod connection;
 mod members;
 mod presence;
@@ -21,6 +22,7 @@ mod refusals;
 mod reply;
 mod scripts;
 mod settings;
+mod statements;
 mod stream;
 mod ticker;
 
@@ -45,11 +47,13 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::admissions::Admissions;
 use self::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
 use self::refusals::Refusals;
 use self::reply::Reply;
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
+use self::statements::Statements;
 use super::{
     AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, Lease, MEMBER_LEASE,
     Publish, PublishReply, Result, Salt, Salts, Tick, TickReply, Touch, TouchReply,
@@ -67,6 +71,8 @@ pub struct RedisBackplane {
     options: Options,
     /// How long this node's membership lasts: what [`scripts`] prolong others by when Redis itself was away.
     member_lease_ms: AtomicU64,
+    admissions: Admissions,
+    statements: Statements,
     /// Builds the connection of a subscription.
     builder: Builder,
     refusals: Refusals,
@@ -92,7 +98,8 @@ impl RedisBackplane {
         let open = |client, role| Link::open(client, role, questions(), Arc::clone(&metrics), &tasks, &end);
         let (commands, reader) = (open(build()?, Role::Commands), open(build()?, Role::Reads));
         tracing::info!(%node, prefix = settings.keys.prefix(), "backplane is redis");
-        Ok(Arc::new(Self {
+        let (admissions, asked) = Admissions::channel();
+        let backplane = Arc::new(Self {
             keys: settings.keys.clone(),
             scripts: Scripts::new(),
             commands,
@@ -105,13 +112,23 @@ impl RedisBackplane {
                 ..Options::default()
             },
             member_lease_ms: AtomicU64::new(millis(MEMBER_LEASE)),
+            admissions,
+            statements: Statements::default(),
             builder,
             refusals: Refusals::default(),
             metrics,
             tasks,
             _end: end.clone().drop_guard(),
             end,
-        }))
+        });
+        let (end, asking) = (backplane.end.clone(), admissions::ask_all(Arc::downgrade(&backplane), asked));
+        backplane.tasks.spawn(async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = asking => {}
+            }
+        });
+        Ok(backplane)
     }
 
     /// Says goodbye to Redis and waits until every task has ended: at most half a second. Calls fail from then on.
@@ -183,7 +200,11 @@ impl Backplane for RedisBackplane {
     }
 
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
-        self.counted(self.newest_entries(count).await)
+        self.counted(self.entries_up_to("+".to_owned(), count).await)
+    }
+
+    async fn up_to(&self, last: StreamId, count: usize) -> Result<Vec<Entry>> {
+        self.counted(self.entries_up_to(last.to_string(), count).await)
     }
 
     async fn entry(&self, id: StreamId) -> Result<Option<Entry>> {
@@ -215,7 +236,7 @@ impl Backplane for RedisBackplane {
     }
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.counted(self.admit_sockets(request).await)
+        self.counted(self.admissions.ask(*request).await)
     }
 
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

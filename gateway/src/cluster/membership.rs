@@ -3,7 +3,8 @@
 //! A beat prolongs a membership, and never revives one ([`Join::Stay`]): a node that was out must learn it. To get in
 //! is a step of its own ([`Join::Enter`]), after which everything that others could not see meanwhile is to be told
 //! again. A data set of another name has never heard of this node, even if it says otherwise (a restored backup may
-//! contain it): that is being out, too.
+//! contain it): that is being out, too. So is being answered by another process than before, which may have the data
+//! but for what this node told last (a restart from a log written every second; a promoted replica).
 
 use crate::backplane::{BeatReply, Join, Standing};
 
@@ -26,6 +27,8 @@ pub enum News {
 pub struct Membership {
     /// The data set that the node entered last.
     generation: Option<String>,
+    /// The process that answered then.
+    server: String,
     is_member: bool,
 }
 
@@ -59,9 +62,12 @@ impl Membership {
             Standing::Member if entering => {
                 self.is_member = true;
                 let before = self.generation.replace(reply.generation.clone());
+                self.server.clone_from(&reply.server);
                 News::Entered { other_data: before.is_some_and(|before| before != reply.generation) }
             }
-            Standing::Member if self.generation.as_ref() == Some(&reply.generation) => News::Same,
+            Standing::Member if self.generation.as_ref() == Some(&reply.generation) && self.server == reply.server => {
+                News::Same
+            }
             Standing::Member => {
                 self.is_member = false;
                 News::Out
@@ -75,7 +81,7 @@ mod tests {
     use super::*;
 
     fn reply(standing: Standing, generation: &str) -> BeatReply {
-        BeatReply { standing, generation: generation.into(), members: 1, now: 0 }
+        BeatReply { standing, generation: generation.into(), server: String::new(), members: 1, now: 0 }
     }
 
     /// What each beat is sent as and brings, in order.
@@ -113,6 +119,16 @@ mod tests {
         use Join::Enter;
         use Standing::{Gone, Member};
         check(&[(Gone, "a", Enter, News::Same), (Gone, "a", Enter, News::Same), (Member, "a", Enter, NEW)]);
+    }
+
+    // Inv. CAP: a log written every second, or a replica, lacks what was told last.
+    #[test]
+    fn another_process_with_the_same_data_is_entered_anew() {
+        let mut membership = Membership::default();
+        let from = |server: &str| BeatReply { server: server.into(), ..reply(Standing::Member, "a") };
+        for (server, news) in [("x", NEW), ("x", News::Same), ("y", News::Out), ("y", NEW), ("y", News::Same)] {
+            assert_eq!(membership.heard(&from(server)), news, "{server}");
+        }
     }
 
     #[test]

@@ -84,9 +84,11 @@ impl World {
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let new = NewSocket {
             stream: accepted.expect("accepts").0,
+            answer: Bytes::new(),
             leftover: Bytes::new(),
             kinds: MessageKinds::ALL,
             ids: Ids::Without,
+            resume: None,
             visitor: VisitorDigest([1; 16]),
             permit: Some(Box::new(permit)),
         };

@@ -85,6 +85,9 @@ pub struct Args {
     /// Bytes that may wait for all slow readers together before the slowest is closed
     #[arg(long, env = "GATEWAY_OUTBOX_TOTAL_BYTES", default_value = "64MiB", help_heading = "Limits")]
     pub(super) outbox_total_bytes: String,
+    /// Bytes of the newest messages that are kept for clients which come back; at most 10,000 messages; 0 keeps none
+    #[arg(long, env = "GATEWAY_REPLAY_BYTES", default_value = "4MiB", help_heading = "Limits")]
+    pub(super) replay_bytes: String,
 
     /// Time between two counts of the active visitors
     #[arg(long, env = "GATEWAY_TICK_INTERVAL", default_value = "5s", help_heading = "Times")]

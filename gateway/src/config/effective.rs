@@ -37,7 +37,7 @@ impl Config {
             LogFormat::Json => "json",
         };
         let value = Shown::Value;
-        let lines: [(&str, Shown); 28] = [
+        let lines: [(&str, Shown); 29] = [
             ("GATEWAY_LISTEN", value(self.listen.to_string())),
             ("GATEWAY_INTERNAL_LISTEN", value(self.internal_listen.to_string())),
             ("GATEWAY_PROXY_PROTOCOL", value(proxy_protocol.to_owned())),
@@ -54,6 +54,7 @@ impl Config {
             ("GATEWAY_CLIENT_MESSAGE_BURST", value(self.client_message_burst.to_string())),
             ("GATEWAY_OUTBOX_BYTES", value(self.outbox_bytes.to_string())),
             ("GATEWAY_OUTBOX_TOTAL_BYTES", value(self.outbox_total_bytes.to_string())),
+            ("GATEWAY_REPLAY_BYTES", value(self.replay_bytes.to_string())),
             ("GATEWAY_TICK_INTERVAL", value(duration(self.tick_interval))),
             ("GATEWAY_PING_INTERVAL", value(duration(self.ping_interval))),
             ("GATEWAY_PONG_TIMEOUT", value(duration(self.pong_timeout))),

@@ -140,7 +140,7 @@ fn help_names_every_variable() {
     let names: Vec<String> =
         command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())).collect();
     let help = command.render_long_help().to_string();
-    assert_eq!(names.len(), 30);
+    assert_eq!(names.len(), 31);
     assert!(names.iter().all(|name| help.contains(name)), "{help}");
 }
 
@@ -167,6 +167,7 @@ fn effective_configuration_is_stable_and_hides_secrets() {
          GATEWAY_CLIENT_MESSAGE_BURST=5\n\
          GATEWAY_OUTBOX_BYTES=65536\n\
          GATEWAY_OUTBOX_TOTAL_BYTES=67108864\n\
+         GATEWAY_REPLAY_BYTES=4194304\n\
          GATEWAY_TICK_INTERVAL=5s\n\
          GATEWAY_PING_INTERVAL=30s\n\
          GATEWAY_PONG_TIMEOUT=10s\n\

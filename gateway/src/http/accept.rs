@@ -4,6 +4,11 @@
 //! once spins while descriptors are short. So errors of the *connection* (it was reset before it was accepted) go on
 //! with the next one, and all others pause for [`PAUSE`], which leaves time for sockets to end. Either is counted.
 
+//!
+//! In a crowd ([`Crowd`]) the loop looks at the queue once a millisecond and takes all that stand there. Taken one by one
+//! as they come, each client would wake this process twice, for its connection and for its request, and to wake costs
+//! more than to accept; taken together, their requests have come as well. A lone client is accepted at once.
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +18,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::metrics::{Connect, Metrics};
 
@@ -21,6 +27,38 @@ use crate::metrics::{Connect, Metrics};
 const BACKLOG: i32 = 8192;
 /// How long to wait when accepting fails for want of something.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// In a crowd, how long those who come are left to gather in the queue.
+const GATHERED_FOR: Duration = Duration::from_millis(1);
+
+/// Whether clients come faster than one per millisecond.
+#[derive(Debug)]
+struct Crowd {
+    since: Instant,
+    count: u32,
+}
+
+impl Crowd {
+    /// So many within [`Self::WINDOW`] are a crowd.
+    const COUNT: u32 = 8;
+    const WINDOW: Duration = Duration::from_millis(8);
+
+    fn new(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+
+    /// Somebody came.
+    fn came(&mut self, now: Instant) {
+        if now.duration_since(self.since) > Self::WINDOW {
+            *self = Self::new(now);
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn is_here(&self, now: Instant) -> bool {
+        self.count >= Self::COUNT && now.duration_since(self.since) <= Self::WINDOW
+    }
+}
 
 /// A listening socket. An IPv6 wildcard (`[::]`) takes IPv4 as well.
 ///
@@ -51,21 +89,35 @@ impl Accept for TcpListener {
     }
 }
 
-/// Gives each connection to `handle`, until `end`. Takes the listener with it: when this returns, it is closed.
-pub(super) async fn accept_until(
+/// Gives each connection to `handle`, until `end`; before each it waits for `room`. Takes the listener with it: when
+/// this returns, it is closed.
+pub(super) async fn accept_until<R: Future<Output = ()> + Send>(
     mut listener: impl Accept,
     end: impl Future<Output = ()> + Send,
     metrics: &Metrics,
+    room: impl Fn() -> R + Send,
     mut handle: impl FnMut(TcpStream, SocketAddr) + Send,
 ) {
     let mut end = pin!(end);
     let mut failures: u64 = 0;
+    let mut crowd = Crowd::new(Instant::now());
     loop {
         // Biased: an end comes before work. Both arms are cancel safe: a connection is taken only when it is returned.
+        let accepting = async {
+            room().await;
+            let waiting = std::future::poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await;
+            if let Poll::Ready(accepted) = waiting {
+                return accepted;
+            }
+            if crowd.is_here(Instant::now()) {
+                tokio::time::sleep(GATHERED_FOR).await;
+            }
+            std::future::poll_fn(|cx| listener.poll_accept(cx)).await
+        };
         let accepted = tokio::select! {
             biased;
             () = &mut end => return,
-            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
+            accepted = accepting => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -73,6 +125,7 @@ pub(super) async fn accept_until(
                     tracing::info!(failures, "accepting again");
                     failures = 0;
                 }
+                crowd.came(Instant::now());
                 handle(stream, peer);
             }
             Err(error) => {
@@ -126,6 +179,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_crowd_is_one_client_per_millisecond() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut crowd = Crowd::new(start);
+        (1..8).for_each(|n| crowd.came(at(n)));
+        assert!(!crowd.is_here(at(8)));
+        crowd.came(at(8));
+        assert!(crowd.is_here(at(8)));
+        assert!(!crowd.is_here(at(9)), "they may have been the last");
+        (0..100).for_each(|n| crowd.came(at(20 + 2 * n)));
+        assert!(!crowd.is_here(at(220)), "a steady trickle is none");
+    }
+
     // EMFILE, ENFILE, ENOBUFS and ENOMEM wait; ECONNABORTED does not; nothing ends the loop.
     #[tokio::test(start_paused = true)]
     async fn errors_pause_the_loop_and_never_end_it() {
@@ -136,7 +203,7 @@ mod tests {
         let metrics = Metrics::default();
         let listener = Failing { errors, at: Vec::new(), done: Some(done) };
         let ended = async { ended.await.expect("sent") };
-        let accepting = accept_until(listener, ended, &metrics, |_, _| unreachable!("no connection came"));
+        let accepting = accept_until(listener, ended, &metrics, || async {}, |_, _| unreachable!("no connection came"));
         let driving = async {
             let at = seen.await.expect("all errors were met");
             let pauses: Vec<u128> = at.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
@@ -155,10 +222,17 @@ mod tests {
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let mut end = Some(end);
         let metrics = Metrics::default();
-        let accepting = accept_until(listener, async { ended.await.expect("sent") }, &metrics, |_, peer| {
-            assert_eq!(peer.ip().to_canonical(), std::net::Ipv4Addr::LOCALHOST);
-            let _ = end.take().map(|end| end.send(()));
-        });
+        let ended = async { ended.await.expect("sent") };
+        let accepting = accept_until(
+            listener,
+            ended,
+            &metrics,
+            || async {},
+            |_, peer| {
+                assert_eq!(peer.ip().to_canonical(), std::net::Ipv4Addr::LOCALHOST);
+                let _ = end.take().map(|end| end.send(()));
+            },
+        );
         let (_, connected) = tokio::join!(accepting, TcpStream::connect(("127.0.0.1", port)));
         assert!(connected.is_ok());
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "closed");

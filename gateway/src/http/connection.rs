@@ -27,7 +27,7 @@ use crate::metrics::Connect;
 // Inv. BOUND
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The most header lines.
-const HEADERS_MAX: usize = 64;
+pub(super) const HEADERS_MAX: usize = 64;
 /// How long a connection has left after it was asked to end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -41,9 +41,10 @@ pub(super) struct Limits {
 }
 
 /// Serves requests until the connection ends, upgrades, or `end` (then after the present request). Tells what was
-/// wrong with the connection, if that is worth counting.
+/// wrong with the connection, if that is worth counting. `first`: bytes that were read from it already.
 pub(super) async fn serve<S>(
     stream: TcpStream,
+    first: Bytes,
     service: S,
     limits: Limits,
     end: impl Future<Output = ()>,
@@ -57,7 +58,7 @@ where
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(Linger::new(stream), service)
+        .serve_connection(Linger::new(stream, first), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let asked_to_end = async {

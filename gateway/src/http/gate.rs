@@ -4,17 +4,27 @@
 //! peer, so that one peer cannot take all the places. Trusted proxies carry everybody's connections and are exempt
 //! from the second cap. A connection that upgrades gives its place back and falls under admission instead.
 //!
+//! Where all places are taken, the next connection waits to be accepted ([`Gate::room`]), in the kernel's queue: when
+//! ten thousand clients of a dead node come at once, places come free by the hundred each millisecond, and whoever were
+//! dropped would only come again. But if none comes free for [`PATIENCE`], they are held by clients that do not finish;
+//! then newcomers are dropped at once until one does, so that a balancer can send them elsewhere.
+//!
 //! Nor may they, beside the sockets, take the process's last descriptors: probes and the way to the backplane need
 //! some. So on a node that is nearly full there are fewer places.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::identity::counted;
 use crate::metrics::Connect;
+
+/// How long a place is waited for.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -22,6 +32,8 @@ pub(super) struct Gate {
     max: usize,
     max_per_peer: usize,
     open: Mutex<Open>,
+    /// Rings when the last place is given back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +42,8 @@ struct Open {
     /// Only peers with open connections: bounded by `total`.
     // Inv. BOUND
     per_peer: HashMap<IpAddr, usize>,
+    /// A place was waited for in vain, and none has come free since.
+    stuck: bool,
 }
 
 /// Whether a peer has a cap of its own.
@@ -43,7 +57,29 @@ pub(super) enum Peer {
 
 impl Gate {
     pub(super) fn new(max: usize, max_per_peer: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_per_peer, open: Mutex::default() })
+        Arc::new(Self { max, max_per_peer, open: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Waits for a place, within reason. Cancel safe; for one waiter.
+    pub(super) async fn room(&self) {
+        if !self.is_worth_waiting() {
+            return;
+        }
+        let freed = async {
+            // A ring may be about a place that was taken again since.
+            while self.is_worth_waiting() {
+                self.freed.notified().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, freed).await.is_err() {
+            let mut open = self.open.lock();
+            open.stuck = open.total >= self.max;
+        }
+    }
+
+    fn is_worth_waiting(&self) -> bool {
+        let open = self.open.lock();
+        open.total >= self.max && !open.stuck
     }
 
     /// Takes a place, or tells which cap is reached. `room`: how many places there are descriptors for at present.
@@ -79,6 +115,10 @@ pub(super) struct Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         let mut open = self.gate.open.lock();
+        if open.total >= self.gate.max {
+            open.stuck = false;
+            self.gate.freed.notify_one();
+        }
         open.total -= 1;
         let Some(peer) = self.peer else { return };
         if let Some(of_peer) = open.per_peer.get_mut(&peer) {
@@ -128,6 +168,31 @@ mod tests {
         let _pass = gate.enter(Peer::Exempt, 1).expect("room");
         assert_eq!(gate.enter(Peer::Exempt, 1).unwrap_err(), Connect::TooMany);
         assert!(gate.enter(Peer::Exempt, 2).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_waited_for_while_places_come_free() {
+        let gate = Gate::new(1, 1);
+        let began = tokio::time::Instant::now();
+        gate.room().await;
+        let pass = gate.enter(Peer::Exempt, ROOM).expect("room");
+        let waiting = gate.room();
+        let freeing = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            drop(pass);
+        };
+        tokio::join!(waiting, freeing);
+        assert_eq!(began.elapsed(), PATIENCE / 2);
+        let pass = gate.enter(Peer::Exempt, ROOM).expect("room");
+        gate.room().await;
+        assert_eq!(began.elapsed(), PATIENCE / 2 + PATIENCE, "in vain");
+        gate.room().await;
+        assert_eq!(began.elapsed(), PATIENCE / 2 + PATIENCE, "not again");
+        assert_eq!(gate.enter(Peer::Exempt, ROOM).unwrap_err(), Connect::TooMany);
+        drop(pass);
+        let _pass = gate.enter(Peer::Exempt, ROOM).expect("room");
+        gate.room().await;
+        assert_eq!(began.elapsed(), PATIENCE / 2 + 2 * PATIENCE, "worth waiting again");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -23,9 +24,10 @@ const DRAIN_BYTES_MAX: usize = 256 * 1024;
 /// How long at most.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// A TCP stream that ends politely.
+/// A TCP stream that begins with bytes which were read from it already, and ends politely.
 #[derive(Debug)]
 pub(super) struct Linger {
+    first: Bytes,
     io: TokioIo<TcpStream>,
     draining: Option<Draining>,
 }
@@ -37,12 +39,13 @@ struct Draining {
 }
 
 impl Linger {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { io: TokioIo::new(stream), draining: None }
+    pub(super) fn new(stream: TcpStream, first: Bytes) -> Self {
+        Self { first, io: TokioIo::new(stream), draining: None }
     }
 
-    pub(super) fn into_inner(self) -> TcpStream {
-        self.io.into_inner()
+    /// The stream, and what was not read of the bytes that it began with.
+    pub(super) fn into_inner(self) -> (TcpStream, Bytes) {
+        (self.io.into_inner(), self.first)
     }
 
     /// Reads and discards until the client closes, or the bounds are reached.
@@ -68,7 +71,12 @@ impl Linger {
 }
 
 impl Read for Linger {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let length = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -6,7 +6,12 @@
 //! attempt as abandoned, wherever the client disappears: while the backplane is asked, before the 101 is written, or
 //! before the socket is taken over.
 //!
-//! The hand-over takes the plain TCP stream out of hyper, with the bytes that hyper had read beyond the request (a
+//! There are two ways to the 101. The first request of a connection, which nearly all are, was read whole by
+//! [`super::first`] and is answered by [`open_directly`]: the hub writes the 101 and `init` in one go, and hyper is
+//! not involved. A request behind another one on its connection, as proxies send them that keep connections, or one
+//! that came in pieces, is hyper's ([`handle`]). Both go through the same checks ([`check`], [`admit`]).
+//!
+//! The hand-over from hyper takes the plain TCP stream out of hyper, with the bytes that hyper had read beyond the request (a
 //! client may send its first frame right behind the handshake), and gives both to the hub. Nothing of hyper is kept:
 //! its buffers are twenty times the size of an idle socket.
 
@@ -18,11 +23,16 @@ use ::http::header::{
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use ::http::{Method, Request, Version};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
 use fastwebsockets::upgrade::UpgradeFut;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use sha1::{Digest as _, Sha1};
 use shared::field::VisitorId;
+use shared::ids::EventId;
 use shared::message::MessageKinds;
+use tokio::net::TcpStream;
 use tracing::Instrument;
 
 use super::Server;
@@ -38,11 +48,15 @@ use crate::lifecycle::Phase;
 use crate::metrics::{Handshake, Metrics};
 use crate::telemetry::TRACE_TARGET;
 
+/// What the key is answered with is hashed with this (RFC 6455 section 1.3).
+const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
 /// What the request asks for beyond a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: Option<VisitorId>,
 }
 
@@ -72,15 +86,75 @@ impl Drop for Attempt {
     }
 }
 
-/// An upgrade that was answered with 101.
+/// A socket that was let in.
 #[derive(Debug)]
-pub(super) struct Upgrade {
+struct Admitted {
     attempt: Attempt,
     permit: Permit,
-    socket: UpgradeFut,
     kinds: MessageKinds,
     ids: Ids,
+    resume: Option<EventId>,
     visitor: VisitorDigest,
+}
+
+/// An upgrade that was answered with 101 by hyper.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    admitted: Admitted,
+    socket: UpgradeFut,
+}
+
+/// What came of the first request of a connection.
+#[derive(Debug)]
+pub(super) enum First {
+    /// It is a WebSocket now, or the client has gone.
+    Done,
+    /// hyper has to answer: with this refusal, which is counted already, or after looking for itself.
+    Left(TcpStream, Option<Refusal>),
+}
+
+/// Answers the first request of a connection, which has come whole, if there is nothing to object to.
+pub(super) async fn open_directly(
+    server: &Server,
+    stream: TcpStream,
+    request: Request<()>,
+    leftover: Bytes,
+    client: IpAddr,
+) -> First {
+    let Ok(wanted) = check(&request, &server.origins) else { return First::Left(stream, None) };
+    let Some(answer) = only(request.headers(), &SEC_WEBSOCKET_KEY).map(switching_protocols) else {
+        return First::Left(stream, None);
+    };
+    let admitted = tokio::select! {
+        biased;
+        admitted = admit(server, &request, wanted, client) => admitted,
+        // Dropping the other arm gives back what it took, and counts the attempt as abandoned.
+        () = hung_up(&stream) => return First::Done,
+    };
+    match admitted {
+        Ok(admitted) => {
+            hand_over(server, admitted, stream, answer, leftover);
+            First::Done
+        }
+        Err(refusal) => First::Left(stream, Some(refusal)),
+    }
+}
+
+/// Waits until the client has closed the connection; for ever when it says something instead.
+async fn hung_up(stream: &TcpStream) {
+    if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+        std::future::pending().await
+    }
+}
+
+/// The answer to a request with this key (RFC 6455 section 4.2.2).
+fn switching_protocols(key: &[u8]) -> Bytes {
+    let digest = Sha1::new().chain_update(key).chain_update(KEY_SUFFIX).finalize();
+    let accept = BASE64_STANDARD.encode(digest);
+    Bytes::from(format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: \
+         {accept}\r\n\r\n"
+    ))
 }
 
 /// Answers a request for a WebSocket: with 101 and the upgrade to be finished, or with a refusal.
@@ -89,31 +163,41 @@ pub(super) async fn handle(
     request: &mut Request<Incoming>,
     client: IpAddr,
 ) -> Result<(Answer, Upgrade), Answer> {
-    let metrics = &server.public.metrics;
-    let attempt = Attempt::new(metrics);
-    let span = tracing::info_span!(target: TRACE_TARGET, "handshake");
-    match admit(server, request, client).instrument(span).await {
-        Ok((permit, wanted)) => {
-            let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
-            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
-            // It looks for key and version, which have been checked.
-            let Ok((answer, socket)) = fastwebsockets::upgrade::upgrade(&mut *request) else {
-                attempt.settle(Handshake::Malformed);
-                return Err(Refusal::Key.answer());
-            };
-            let Wanted { kinds, ids, .. } = wanted;
-            Ok((answer.map(|_| Full::default()), Upgrade { attempt, permit, socket, kinds, ids, visitor }))
-        }
-        Err(refusal) => {
-            attempt.settle(refusal.label());
-            Err(refusal.answer())
+    let refuse = |refusal: Refusal| {
+        server.public.metrics.handshakes.inc(refusal.label());
+        refusal.answer()
+    };
+    let wanted = check(request, &server.origins).map_err(refuse)?;
+    let admitted = admit(server, request, wanted, client).await.map_err(Refusal::answer)?;
+    // It looks for key and version, which have been checked.
+    match fastwebsockets::upgrade::upgrade(&mut *request) {
+        Ok((answer, socket)) => Ok((answer.map(|_| Full::default()), Upgrade { admitted, socket })),
+        Err(_) => {
+            admitted.attempt.settle(Handshake::Malformed);
+            Err(Refusal::Key.answer())
         }
     }
 }
 
-/// All checks; cheap before dear.
-async fn admit(server: &Server, request: &Request<Incoming>, client: IpAddr) -> Result<(Permit, Wanted), Refusal> {
-    let wanted = check(request, &server.origins)?;
+/// The checks that ask more than the request, cheap before dear. A refusal is counted.
+async fn admit<B>(server: &Server, request: &Request<B>, wanted: Wanted, client: IpAddr) -> Result<Admitted, Refusal> {
+    let attempt = Attempt::new(&server.public.metrics);
+    let span = tracing::info_span!(target: TRACE_TARGET, "handshake");
+    match permit(server, client).instrument(span).await {
+        Ok(permit) => {
+            let user_agent = request.headers().get(USER_AGENT).map(HeaderValue::as_bytes);
+            let visitor = identify(&server.public.admission, &permit, &wanted, client, user_agent);
+            let Wanted { kinds, ids, resume, .. } = wanted;
+            Ok(Admitted { attempt, permit, kinds, ids, resume, visitor })
+        }
+        Err(refusal) => {
+            attempt.settle(refusal.label());
+            Err(refusal)
+        }
+    }
+}
+
+async fn permit(server: &Server, client: IpAddr) -> Result<Permit, Refusal> {
     match server.public.lifecycle.phase() {
         Phase::Starting => return Err(Refusal::Starting),
         // Balancers need a moment to notice: upgrades are taken until the listener closes.
@@ -121,8 +205,22 @@ async fn admit(server: &Server, request: &Request<Incoming>, client: IpAddr) -> 
         Phase::Closing | Phase::Stopped => return Err(Refusal::Draining),
     }
     server.public.admission.check_handshake_rate(client).map_err(Refusal::Rate)?;
-    let permit = server.public.admission.admit(client).await?;
-    Ok((permit, wanted))
+    Ok(server.public.admission.admit(client).await?)
+}
+
+/// Gives a socket to the hub. `answer`: what is to be written before anything else.
+fn hand_over(server: &Server, admitted: Admitted, stream: TcpStream, answer: Bytes, leftover: Bytes) {
+    let Admitted { attempt, permit, kinds, ids, resume, visitor } = admitted;
+    let public = &server.public;
+    attempt.settle(Handshake::Accepted);
+    let socket = NewSocket { stream, answer, leftover, kinds, ids, resume, visitor, permit: Some(Box::new(permit)) };
+    let id = public.hub.open(socket, &public.tasks);
+    public.presence.arrived(visitor);
+    // Inv. DRAIN: the drain looks for sockets after it has closed the listener, so it either finds this one, or
+    // this line sees that it has passed.
+    if public.lifecycle.phase() >= Phase::Closing {
+        public.hub.close_draining(id, retry_after_ms());
+    }
 }
 
 /// Whom the socket is counted as: the visitor that it names, else whoever has this address and browser. Both are the
@@ -206,7 +304,7 @@ fn is_key(key: &[u8]) -> bool {
 /// Reads the opt-ins. Unknown parameters are ignored; a known one that comes twice is a mistake which one of the two
 /// values would hide.
 fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
-    let (mut kinds, mut ids, mut visitor) = (None, None, None);
+    let (mut kinds, mut ids, mut resume, mut visitor) = (None, None, None, None);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let refuse = |name, reason| ParameterError { name, reason };
         match &*name {
@@ -217,6 +315,10 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             }
             "ids" if value == "1" => set_once(&mut ids, Ids::With, "ids")?,
             "ids" => return Err(refuse("ids", "not 1")),
+            "last_event_id" => {
+                let parsed = value.parse().map_err(|_| refuse("last_event_id", "not an id of a message"))?;
+                set_once(&mut resume, parsed, "last_event_id")?;
+            }
             "visitor" => {
                 // What is not UTF-8 was replaced by the decoder; such an id would be another one each time.
                 if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -228,7 +330,9 @@ fn parse_query(query: &str) -> Result<Wanted, ParameterError> {
             _ => {}
         }
     }
-    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids: ids.unwrap_or(Ids::Without), visitor })
+    // Who resumes by an id sees ids, or could not do so again.
+    let ids = ids.unwrap_or(if resume.is_some() { Ids::With } else { Ids::Without });
+    Ok(Wanted { kinds: kinds.unwrap_or(MessageKinds::ALL), ids, resume, visitor })
 }
 
 fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(), ParameterError> {
@@ -241,31 +345,16 @@ fn set_once<T>(slot: &mut Option<T>, value: T, name: &'static str) -> Result<(),
 impl Upgrade {
     /// Takes the socket over, after the connection has ended as HTTP. What goes wrong is counted as abandoned.
     pub(super) async fn finish(self, server: &Server) {
-        let Self { attempt, permit, socket, kinds, ids, visitor } = self;
         // Resolved already: hyper has handed the connection over, or it has broken.
-        let Ok(socket) = socket.await else { return };
+        let Ok(socket) = self.socket.await else { return };
         let Ok(parts) = socket.into_inner().into_inner().downcast::<Linger>() else {
             // The only connections that exist are ours.
             tracing::error!("upgraded connection is of an unknown kind");
             return;
         };
-        let public = &server.public;
-        attempt.settle(Handshake::Accepted);
-        let socket = NewSocket {
-            stream: parts.io.into_inner(),
-            leftover: parts.read_buf,
-            kinds,
-            ids,
-            visitor,
-            permit: Some(Box::new(permit)),
-        };
-        let id = public.hub.open(socket, &public.tasks);
-        public.presence.arrived(visitor);
-        // Inv. DRAIN: the drain looks for sockets after it has closed the listener, so it either finds this one, or
-        // this line sees that it has passed.
-        if public.lifecycle.phase() >= Phase::Closing {
-            public.hub.close_draining(id, retry_after_ms());
-        }
+        let (stream, unread) = parts.io.into_inner();
+        let leftover = if unread.is_empty() { parts.read_buf } else { [parts.read_buf, unread].concat().into() };
+        hand_over(server, self.admitted, stream, Bytes::new(), leftover);
     }
 }
 
@@ -284,7 +373,7 @@ mod tests {
 
     #[test]
     fn the_opt_ins() {
-        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, visitor: None };
+        let plain = Wanted { kinds: MessageKinds::ALL, ids: Ids::Without, resume: None, visitor: None };
         for query in ["", "&&", "utm_source=x&utm_source=y", "type=new_event", "TYPES=nonsense"] {
             assert_eq!(parse_query(query), Ok(plain.clone()), "{query}");
         }
@@ -294,6 +383,12 @@ mod tests {
         let chosen = [MessageKind::NewEvent, MessageKind::LetterGenerated].map(|kind| wanted.kinds.contains(kind));
         assert_eq!(chosen, [true, false]);
         assert!(parse_query(&format!("visitor={}", "v".repeat(64))).is_ok());
+        // To resume is to want ids, said or not.
+        for query in ["last_event_id=17-0-0a1f", "ids=1&last_event_id=17%2D0-0a1f"] {
+            let wanted = parse_query(query).expect("fits");
+            assert_eq!(wanted.resume.map(|id| id.to_string()).as_deref(), Some("17-0-0a1f"));
+            assert_eq!(wanted.ids, Ids::With);
+        }
     }
 
     #[test]
@@ -306,6 +401,12 @@ mod tests {
         refused("ids=", "ids: not 1");
         refused("ids=0", "ids: not 1");
         refused("ids=1&ids=1", "ids: given twice");
+        let far = "last_event_id=18446744073709551616-0-abcd";
+        let short = "last_event_id=17-0";
+        for query in ["last_event_id=", "last_event_id=$", "last_event_id=0", short, far, "last_event_id=17-0-ABCD"] {
+            refused(query, "last_event_id: not an id of a message");
+        }
+        refused("last_event_id=1-0-abcd&last_event_id=1-0-abcd", "last_event_id: given twice");
         refused("visitor=", "visitor: not 1 to 64 bytes");
         refused("visitor", "visitor: not 1 to 64 bytes");
         refused(&format!("visitor={}", "v".repeat(65)), "visitor: not 1 to 64 bytes");
@@ -326,6 +427,14 @@ mod tests {
             .expect("well-formed");
         change(&mut request);
         request
+    }
+
+    // The example of RFC 6455 section 1.3.
+    #[test]
+    fn the_key_is_answered() {
+        let answer = switching_protocols(b"dGhlIHNhbXBsZSBub25jZQ==");
+        let line = b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        assert!(answer.starts_with(b"HTTP/1.1 101 ") && answer.ends_with(line), "{answer:?}");
     }
 
     #[test]
@@ -364,7 +473,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_makes_the_parser_panic(query in "(types|ids|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
+        fn no_query_makes_the_parser_panic(query in "(types|ids|last_event_id|visitor|[a-z%]{0,5}|=|&|,|%[0-9a-f]{2}|[ -~]|\\PC){0,20}") {
             if let Ok(wanted) = parse_query(&query) {
                 prop_assert!(wanted.visitor.is_none_or(|visitor| (1..=64).contains(&visitor.as_str().len())));
             }

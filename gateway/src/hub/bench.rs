@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::ids::ConnId;
 
-use super::broadcast::{Broadcast, pass};
+use super::broadcast::{Batch, Broadcast, pass};
 use super::conn::Conn;
 use super::sweep::{SweepTime, sweep};
 use super::task::SocketTask;
@@ -23,12 +23,14 @@ pub const TASK_BYTES: usize = size_of::<SocketTask>();
 #[derive(Debug, Default)]
 pub struct Walk {
     sockets: Vec<Arc<Conn>>,
+    batch: Batch,
 }
 
 impl Walk {
     /// One broadcast pass.
     pub fn pass(&mut self, hub: &Hub, messages: &[Broadcast]) {
-        pass(hub, messages, &mut self.sockets);
+        messages.iter().for_each(|message| self.batch.add(message.clone()));
+        pass(hub, &mut self.batch, &mut self.sockets);
     }
 
     /// The sweep `seconds` after the start.

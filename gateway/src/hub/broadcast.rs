@@ -30,8 +30,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::conn::Conn;
+use super::core::Brought;
 use super::outbox::Content;
 use super::parcel::Parcel;
+use super::ring::Item;
 use super::{Hub, Ids, State};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Direction;
@@ -71,27 +73,56 @@ pub struct Ended;
 
 /// Gives messages to the broadcaster; clones share one queue.
 #[derive(Debug, Clone)]
-pub struct BroadcastSender(mpsc::Sender<Broadcast>);
+pub struct BroadcastSender(mpsc::Sender<Queued>);
 
 impl BroadcastSender {
+    /// Queues word of a snapshot that is not shown here: somebody may have seen it elsewhere. Waits as [`Self::send`].
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn passed(&self, snapshot: EventId) -> Result<(), Ended> {
+        self.0.send(Queued::Passed(snapshot)).await.map_err(|_| Ended)
+    }
+
+    /// Queues word that everything in the stream has been queued, as [`Hub::end_asked`] had wanted by this number.
+    /// Waits as [`Self::send`].
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn read_to_end(&self, asked: u64) -> Result<(), Ended> {
+        self.0.send(Queued::ReadToEnd(asked)).await.map_err(|_| Ended)
+    }
+
     /// Queues a message; waits while the queue is full. Cancel safe: a dropped call has queued nothing.
     ///
     /// # Errors
     /// [`Ended`] when nobody will ever send it.
     pub async fn send(&self, message: Broadcast) -> Result<(), Ended> {
-        self.0.send(message).await.map_err(|_| Ended)
+        self.0.send(Queued::Message(message)).await.map_err(|_| Ended)
     }
+}
+
+/// What the broadcaster is given, in the order of the stream.
+#[derive(Debug)]
+enum Queued {
+    Message(Broadcast),
+    Passed(EventId),
+    ReadToEnd(u64),
 }
 
 /// The broadcaster's end of the queue, for [`run`].
 #[derive(Debug)]
-pub struct BroadcastReceiver(mpsc::Receiver<Broadcast>);
+pub struct BroadcastReceiver(mpsc::Receiver<Queued>);
 
 #[cfg(test)]
 impl BroadcastReceiver {
     /// The next message, in the place of [`run`]: for tests of those who send.
     pub(crate) async fn next(&mut self) -> Option<Broadcast> {
-        self.0.recv().await
+        loop {
+            if let Queued::Message(message) = self.0.recv().await? {
+                return Some(message);
+            }
+        }
     }
 }
 
@@ -117,48 +148,50 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
         loop {
             hub.vitals.moved(Loop::Broadcaster);
             match runtime.block_on(wait(&mut queue, &lifecycle)) {
-                Woken::Message(first) => batch.push(first),
+                Woken::Something(first) => batch.push(first),
                 Woken::Idle => continue,
                 Woken::Stop => return,
             }
             runtime.block_on(batch.gather(&mut queue, earliest, &lifecycle));
             earliest = Instant::now() + hub.core.settings.flush_interval;
-            pass(&hub, &batch.messages, &mut sockets);
-            batch.clear();
+            pass(&hub, &mut batch, &mut sockets);
         }
     })
     .await
 }
 
 enum Woken {
-    Message(Broadcast),
+    Something(Queued),
     Idle,
     Stop,
 }
 
 /// Waits for a message, the end, or long enough to show that the loop lives. Stopping comes first: a queue that
 /// never runs dry must not hold it up.
-async fn wait(queue: &mut mpsc::Receiver<Broadcast>, lifecycle: &Lifecycle) -> Woken {
+async fn wait(queue: &mut mpsc::Receiver<Queued>, lifecycle: &Lifecycle) -> Woken {
     tokio::select! {
         biased;
         () = lifecycle.reached(Phase::Stopped) => Woken::Stop,
-        message = queue.recv() => message.map_or(Woken::Stop, Woken::Message),
+        next = queue.recv() => next.map_or(Woken::Stop, Woken::Something),
         () = tokio::time::sleep(IDLE) => Woken::Idle,
     }
 }
 
-/// The messages of one pass.
+/// What one pass brings.
 #[derive(Debug, Default)]
-struct Batch {
+pub(super) struct Batch {
     messages: Vec<Broadcast>,
     bytes: usize,
+    /// What of it, and of what is not shown, becomes part of the past.
+    items: Vec<Item>,
+    read_to_end: Option<u64>,
 }
 
 impl Batch {
     /// Takes what waits in the queue, and what comes until `earliest`, as far as one pass goes. A full pass goes at
     /// once: waiting would only fill the queue behind it.
-    async fn gather(&mut self, queue: &mut mpsc::Receiver<Broadcast>, earliest: Instant, lifecycle: &Lifecycle) {
-        while self.messages.len() < PASS_MESSAGES_MAX && self.bytes < PASS_BYTES_MAX {
+    async fn gather(&mut self, queue: &mut mpsc::Receiver<Queued>, earliest: Instant, lifecycle: &Lifecycle) {
+        while self.messages.len().max(self.items.len()) < PASS_MESSAGES_MAX && self.bytes < PASS_BYTES_MAX {
             let next = match queue.try_recv() {
                 Ok(next) => Some(next),
                 Err(_) if earliest <= Instant::now() => None,
@@ -174,23 +207,46 @@ impl Batch {
         }
     }
 
-    fn push(&mut self, message: Broadcast) {
+    fn push(&mut self, next: Queued) {
+        match next {
+            Queued::Message(message) => self.add(message),
+            Queued::Passed(id) => self.items.push(Item::passed(id)),
+            Queued::ReadToEnd(asked) => self.read_to_end = Some(asked),
+        }
+    }
+
+    /// Adds a message.
+    pub(super) fn add(&mut self, message: Broadcast) {
         self.bytes += message.text.len();
+        self.items.extend(Item::of(&message));
         self.messages.push(message);
     }
 
     fn clear(&mut self) {
         self.messages.clear();
-        self.bytes = 0;
+        (self.bytes, self.read_to_end) = (0, None);
     }
 }
 
-/// Writes `messages` to all sockets. `sockets` is empty before and after; it is kept for its memory.
-pub(super) fn pass(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn>>) {
-    let core = &hub.core;
+/// Writes what `batch` brings to all sockets, and clears it. `sockets` is empty before and after; it is kept for its
+/// memory.
+pub(super) fn pass(hub: &Hub, batch: &mut Batch, sockets: &mut Vec<Arc<Conn>>) {
+    let (core, messages) = (&hub.core, &batch.messages);
     let state = messages.iter().rev().find_map(|message| message.state);
     let last_id = messages.iter().rev().find_map(|message| message.id);
-    let (number, id_before) = core.begin_pass(state, last_id);
+    let (items, read_to_end) = (std::mem::take(&mut batch.items), batch.read_to_end);
+    let (number, id_before) = core.begin_pass(Brought { state, last_id, items, read_to_end });
+    if !messages.is_empty() {
+        visit(hub, messages, sockets, (number, id_before));
+    }
+    if core.has_waiting() {
+        hub.for_each(|conn| conn.wake_waiting());
+    }
+    batch.clear();
+}
+
+fn visit(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn>>, (number, id_before): (u64, Option<EventId>)) {
+    let core = &hub.core;
     hub.snapshot(sockets);
     let write = |sockets: &[Arc<Conn>]| write(hub, messages, sockets, (number, id_before));
     let share = sockets.len().div_ceil(core.settings.writers_max.max(1)).max(SOCKETS_PER_WRITER_MIN);

@@ -5,7 +5,8 @@
 //! the kernel takes no more, an `Outbox` is made, and the socket's task (`hub/task.rs`) writes the rest.
 //!
 //! Who may write follows from one rule: **while there is an outbox, everything goes through it**. So no byte
-//! overtakes another (Inv. ORDER), and a socket at rest is this struct, a sleeping task and a slot in a map.
+//! overtakes another (Inv. ORDER), and a socket at rest is this struct, a sleeping task and a slot in a map. A client
+//! that catches up (`hub/replay.rs`) has an outbox for as long as that takes.
 //!
 //! Locks: the socket's own is the only one held while writing. [`super::Hub::open`] takes the map's inside of it; nobody
 //! takes it inside of the map's. Nothing is awaited and no foreign code runs under it.
@@ -22,14 +23,19 @@ use shared::message::MessageKinds;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::catch_up::{Progress, catch_up};
 use super::core::Core;
 use super::outbox::{Content, Loss, Outbox};
 use super::parcel::Parcel;
+use super::replay::Replay;
 use super::sweep::{Action, Limits, Pulse, SweepTime};
 use super::{Ids, SocketPermit, frame};
 use crate::backplane::AddressHash;
 use crate::identity::VisitorDigest;
 use crate::metrics::{Close, Direction};
+
+/// Writes for one client before others have their turn.
+const WRITES_PER_TURN: usize = 16;
 
 /// An open WebSocket.
 #[derive(Debug)]
@@ -48,16 +54,16 @@ const _: () = assert!(size_of::<Conn>() + 2 * size_of::<usize>() <= 160);
 #[derive(Debug)]
 pub(super) struct Inner {
     /// Exists while the kernel's buffer is full. Then only the task writes.
-    outbox: Option<Box<Outbox>>,
+    pub(super) outbox: Option<Box<Outbox>>,
     /// Wakes the socket's task.
     waker: Option<Waker>,
     permit: Option<Box<dyn SocketPermit>>,
     /// The last pass that the socket's `init` stands for; see [`Core::begin_pass`].
-    sequence: u64,
+    pub(super) sequence: u64,
     pulse: Pulse,
     life: Life,
     /// Never change; they are here because the lock's padding has room for them.
-    kinds: MessageKinds,
+    pub(super) kinds: MessageKinds,
     ids: Ids,
 }
 
@@ -117,22 +123,57 @@ impl Conn {
         self.inner.lock()
     }
 
-    /// Writes or queues `init` with the present state, in the guard that [`Conn::lock`] gave. Returns the messages
+    /// Writes or queues `answer`, which ends the handshake, and `init` with the present state, in the guard that
+    /// [`Conn::lock`] gave. What came after `resume` follows, as the socket's task finds room. Returns the messages
     /// written.
     // Inv. ORDER: nothing was written before, because the guard has been held since the socket was put into the map.
-    pub(super) fn join(&self, core: &Core, inner: &mut Inner) -> u64 {
-        let start = core.resync(inner.ids);
+    pub(super) fn join(&self, core: &Core, inner: &mut Inner, answer: &Bytes, resume: Option<EventId>) -> u64 {
+        let waiting = resume.map(|last| (last, core.waiting()));
+        let start = if waiting.is_some() { core.resync(inner.ids) } else { core.greeting(inner.ids) };
         inner.sequence = start.sequence;
-        let Some(init) = start.init else { return 0 };
-        self.offer(core, inner, &Parcel::single(init, Content::State(None)), start.last_id)
+        let sent = self.greet(core, inner, (answer, start.init), resume.or(start.last_id));
+        if let Some((last, waiting)) = waiting {
+            let outbox = inner.outbox.get_or_insert_default();
+            outbox.replay = Some(Box::new(Replay::new(last, start.state, waiting)));
+        }
+        sent
+    }
+
+    /// Both in one write, if there are both.
+    fn greet(
+        &self,
+        core: &Core,
+        inner: &mut Inner,
+        (answer, init): (&Bytes, Option<Bytes>),
+        last_id: Option<EventId>,
+    ) -> u64 {
+        let content = Content::State(None);
+        let messages = u64::from(init.is_some());
+        let bytes = match init {
+            Some(init) if answer.is_empty() => return self.offer(core, inner, &Parcel::single(init, content), last_id),
+            Some(init) => [&answer[..], &init[..]].concat().into(),
+            None if answer.is_empty() => return 0,
+            None => answer.clone(),
+        };
+        match self.write(inner, &bytes) {
+            // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
+            // replaces, and must leave.
+            Some(written) if written < bytes.len() => {
+                inner.queue_half(core, bytes.slice(written..), content, last_id);
+                0
+            }
+            Some(_) => messages,
+            None => 0,
+        }
     }
 
     /// Writes or queues the messages of a broadcast pass, unless the socket's `init` stands for them already.
     /// Returns how many were written at once. Never blocks.
-    // Inv. ORDER: a pass that is not newer than the socket's start is skipped, so nothing comes twice.
+    // Inv. ORDER: a pass that is not newer than the socket's start is skipped, so nothing comes twice. One that catches
+    // up finds the pass in the past.
     pub(super) fn send_pass(&self, core: &Core, pass: u64, parcel: &Parcel, last_id: Option<EventId>) -> u64 {
         let mut inner = self.inner.lock();
-        if pass <= inner.sequence {
+        if pass <= inner.sequence || inner.is_catching_up() {
             return 0;
         }
         self.offer(core, &mut inner, parcel, last_id)
@@ -150,19 +191,27 @@ impl Conn {
         }
         let written = match inner.outbox {
             Some(_) => 0,
-            None => match self.stream.try_write(&parcel.bytes) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => {
-                    inner.end(Close::Io);
-                    return 0;
-                }
+            None => match self.write(inner, &parcel.bytes) {
+                Some(written) => written,
+                None => return 0,
             },
         };
         if written < parcel.bytes.len() {
             inner.queue(core, parcel, written, last_id);
         }
         parcel.messages_within(written)
+    }
+
+    /// Writes what the kernel takes of `bytes`; none when the connection is broken.
+    fn write(&self, inner: &mut Inner, bytes: &[u8]) -> Option<usize> {
+        match self.stream.try_write(bytes) {
+            Ok(written) => Some(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
+            Err(_) => {
+                inner.end(Close::Io);
+                None
+            }
+        }
     }
 
     /// A pong came.
@@ -259,7 +308,7 @@ impl Conn {
     /// # Errors
     /// The socket's.
     pub(super) fn poll_flush(&self, core: &Core, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
+        for _ in 0..WRITES_PER_TURN {
             {
                 let mut inner = self.inner.lock();
                 inner.remember(cx.waker());
@@ -267,8 +316,10 @@ impl Conn {
                     return Poll::Ready(Ok(()));
                 }
                 self.flush(core, &mut inner)?;
-                if inner.outbox.is_none() {
-                    return Poll::Ready(Ok(()));
+                match catch_up(&self.stream, core, &mut inner)? {
+                    Progress::Nothing => return Poll::Ready(Ok(())),
+                    Progress::Written => continue,
+                    Progress::NoRoom => {}
                 }
             }
             // The kernel took nothing, and tokio knows. Ready here means that it does again.
@@ -276,6 +327,17 @@ impl Conn {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => return Poll::Pending,
             }
+        }
+        // Inv. ISOLATION: a reader that takes all that it gets lets others have a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The stream has news for those who wait for it.
+    pub(super) fn wake_waiting(&self) {
+        let inner = self.inner.lock();
+        if inner.is_catching_up() {
+            inner.wake();
         }
     }
 
@@ -344,10 +406,25 @@ impl Inner {
         }
         core.settle(before, outbox.bytes());
         core.count_loss(loss);
-        // An older outbox has the task waiting for the kernel already.
-        if is_new {
+        // An older outbox has the task waiting for the kernel already, unless it waits for the stream.
+        if is_new || self.is_catching_up() {
             self.wake();
         }
+    }
+
+    /// Begins an outbox with the rest of what was begun.
+    fn queue_half(&mut self, core: &Core, rest: Bytes, content: Content, last_id: Option<EventId>) {
+        let outbox = self.outbox.get_or_insert_default();
+        let before = outbox.bytes();
+        outbox.assume_delivered(last_id);
+        outbox.push_half(rest, content);
+        core.settle(before, outbox.bytes());
+        self.wake();
+    }
+
+    /// Whether the past is being read instead of passes.
+    fn is_catching_up(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.replay.is_some())
     }
 
     fn discard(&mut self, core: &Core) {

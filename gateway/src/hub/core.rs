@@ -1,13 +1,16 @@
 //! What every socket needs of its hub: limits, the newest state, the memory that outboxes share, the sweep's time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use shared::ids::EventId;
 use shared::message::{encode_init, with_id};
+use tokio::sync::Notify;
 
 use super::outbox::{Loss, Resync};
+use super::replay::Waiting;
+use super::ring::{Item, Ring};
 use super::sweep::SweepTime;
 use super::{HubSettings, Ids, State, frame};
 use crate::metrics::Metrics;
@@ -21,6 +24,28 @@ pub(super) struct Published {
     pub(super) state: Option<State>,
     /// The last id that passes up to `sequence` brought.
     pub(super) last_id: Option<EventId>,
+    /// The last wish to have the stream read to its end ([`Core::ask_end`]) that was fulfilled before `sequence`.
+    pub(super) read_to_end: u64,
+}
+
+/// What passes have brought. One lock for all of it: the ring holds exactly what passes up to `sequence` brought.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) published: Published,
+    pub(super) ring: Ring,
+}
+
+/// What a pass brings, said before any socket gets it.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    /// The newest state.
+    pub(super) state: Option<State>,
+    /// The last id.
+    pub(super) last_id: Option<EventId>,
+    /// What becomes part of the past.
+    pub(super) items: Vec<Item>,
+    /// The stream was read to its end, as this wish wanted.
+    pub(super) read_to_end: Option<u64>,
 }
 
 /// Shared by the hub and all that touch its sockets.
@@ -28,17 +53,27 @@ pub(super) struct Published {
 pub(super) struct Core {
     pub(super) settings: HubSettings,
     pub(super) metrics: Arc<Metrics>,
-    published: RwLock<Published>,
+    stage: RwLock<Stage>,
+    /// Sockets that catch up and wait for more than their connection.
+    waiting: Arc<AtomicUsize>,
+    /// The last wish to have the stream read to its end.
+    end_asked: AtomicU64,
+    /// Somebody wants more of the past than the ring has.
+    pub(super) past_asked: Notify,
     outbox_bytes: AtomicUsize,
     sweep_time: AtomicU32,
 }
 
 impl Core {
     pub(super) fn new(settings: HubSettings, metrics: Arc<Metrics>) -> Self {
+        let ring = Ring::new(settings.replay_bytes_max);
         Self {
             settings,
             metrics,
-            published: RwLock::default(),
+            stage: RwLock::new(Stage { published: Published::default(), ring }),
+            waiting: Arc::default(),
+            end_asked: AtomicU64::new(0),
+            past_asked: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
             sweep_time: AtomicU32::new(SweepTime::START.to_bits()),
         }
@@ -46,12 +81,22 @@ impl Core {
 
     /// What a socket that joins now starts from.
     pub(super) fn published(&self) -> Published {
-        *self.published.read()
+        self.stage.read().published
+    }
+
+    /// What passes have brought, as one.
+    pub(super) fn stage(&self) -> RwLockReadGuard<'_, Stage> {
+        self.stage.read()
+    }
+
+    /// The same, to change the past.
+    pub(super) fn stage_mut(&self) -> RwLockWriteGuard<'_, Stage> {
+        self.stage.write()
     }
 
     /// Sets the state before there was a pass.
     pub(super) fn prime(&self, state: State) {
-        let mut published = self.published.write();
+        let published = &mut self.stage.write().published;
         published.state = Some(state);
         published.last_id = published.last_id.or(state.id);
     }
@@ -59,29 +104,75 @@ impl Core {
     /// Begins a pass: says what it brings, before any socket gets it. Returns its number and the last id before it.
     // Inv. ORDER: first this, then the snapshot of the sockets. A socket that joins is in the map before it reads
     // `published`; so either the pass sees it, or it has read this.
-    pub(super) fn begin_pass(&self, state: Option<State>, last_id: Option<EventId>) -> (u64, Option<EventId>) {
-        let mut published = self.published.write();
+    pub(super) fn begin_pass(&self, brought: Brought) -> (u64, Option<EventId>) {
+        let mut stage = self.stage.write();
+        let Stage { published, ring } = &mut *stage;
         let before = published.last_id;
         *published = Published {
             sequence: published.sequence + 1,
-            state: state.or(published.state),
-            last_id: last_id.or(before),
+            state: brought.state.or(published.state),
+            last_id: brought.last_id.or(before),
+            read_to_end: brought.read_to_end.unwrap_or(published.read_to_end),
         };
-        (published.sequence, before)
+        brought.items.into_iter().for_each(|item| ring.push(item));
+        let (sequence, size) = (published.sequence, ring.size());
+        drop(stage);
+        self.metrics.replay_size(size);
+        (sequence, before)
     }
 
-    /// What a socket gets that joins now, or takes bytes again after it has missed something.
+    /// Counts a socket that may wait for news of the stream, as long as the result lives.
+    // Before it looks at the stage: a pass changes that first and then looks for who waits, so neither misses the other.
+    pub(super) fn waiting(&self) -> Waiting {
+        Waiting::among(&self.waiting)
+    }
+
+    /// Whether a socket may wait for news of the stream.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Asks that the stream be read to its end from now on; [`Published::read_to_end`] says that number then.
+    pub(super) fn ask_end(&self) -> u64 {
+        self.end_asked.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Asks for more of the past; returns how many attempts had ended when it did.
+    pub(super) fn ask_past(&self) -> u64 {
+        let ended = self.stage.read().ring.fetches();
+        self.past_asked.notify_one();
+        ended
+    }
+
+    /// The last number that [`Self::ask_end`] gave.
+    pub(super) fn end_asked(&self) -> u64 {
+        self.end_asked.load(Ordering::SeqCst)
+    }
+
+    /// What a socket gets that joins now.
+    pub(super) fn greeting(&self, ids: Ids) -> Resync {
+        let mut greeting = self.resync(ids);
+        if let (Ids::With, Some(state)) = (ids, greeting.state)
+            && let Some(id) = state.id
+        {
+            greeting.init = Some(frame::text(&with_id(&encode_init(state.snapshot, state.freshness), id)));
+        }
+        greeting
+    }
+
+    /// What a socket gets that takes bytes again after it has missed something, or that has a past.
+    // Inv. GAP: without an id. Were the connection to break behind this `init`, a client would go on from its id, and
+    // what the gap behind it says would stay unsaid.
     pub(super) fn resync(&self, ids: Ids) -> Resync {
         let published = self.published();
-        let init = published.state.map(|state| {
-            let text = encode_init(state.snapshot, state.freshness);
-            let text = match (ids, state.id) {
-                (Ids::With, Some(id)) => with_id(&text, id),
-                _ => text,
-            };
-            frame::text(&text)
-        });
-        Resync { init, last_id: published.last_id, sequence: published.sequence, announces: ids == Ids::With }
+        let init = published.state.map(|state| frame::text(&encode_init(state.snapshot, state.freshness)));
+        Resync {
+            init,
+            state: published.state,
+            last_id: published.last_id,
+            sequence: published.sequence,
+            announces: ids == Ids::With,
+        }
     }
 
     /// Accounts for an outbox whose cost went from `before` to `after` bytes.

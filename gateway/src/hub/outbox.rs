@@ -23,7 +23,8 @@ use fastwebsockets::OpCode;
 use shared::ids::EventId;
 use shared::message::encode_gap;
 
-use super::frame;
+use super::replay::Replay;
+use super::{State, frame};
 
 /// What an entry costs beside its bytes; counted so that many small messages cannot hide.
 const ENTRY_BYTES: usize = size_of::<Entry>();
@@ -108,6 +109,8 @@ impl std::ops::AddAssign for Loss {
 pub(super) struct Resync {
     /// The `init` frame with the newest state; none before there is a state.
     pub(super) init: Option<Bytes>,
+    /// The state that it tells.
+    pub(super) state: Option<State>,
     /// The id of the last message that passes up to `sequence` carried.
     pub(super) last_id: Option<EventId>,
     /// The last pass whose messages the state stands for.
@@ -119,7 +122,7 @@ pub(super) struct Resync {
 /// What a flush achieved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Flushed {
-    /// Nothing is left: the outbox may go.
+    /// Nothing is left, and nothing is to be caught up with: the outbox may go.
     pub(super) done: bool,
     /// Messages whose last byte was written.
     pub(super) messages: u64,
@@ -138,9 +141,16 @@ pub(super) struct Outbox {
     /// The last id that was written whole, as far as known.
     before: Option<EventId>,
     missed: Option<Missed>,
+    /// The reader catches up: when nothing waits any more, this says what is next.
+    pub(super) replay: Option<Box<Replay>>,
 }
 
 impl Outbox {
+    /// Whether no frame waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// The cost of what waits, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -169,8 +179,8 @@ impl Outbox {
     pub(super) fn push(&mut self, bytes: Bytes, content: Content, limit: usize) -> Loss {
         let entry = Entry { bytes, content };
         if content == Content::Close {
-            // Nothing follows a close frame, a resync neither.
-            self.missed = None;
+            // Nothing follows a close frame, a resync or the rest of a past neither.
+            (self.missed, self.replay) = (None, None);
         }
         if !content.is_discardable() {
             self.push_singly(entry);
@@ -234,13 +244,15 @@ impl Outbox {
             if self.queue.is_empty() {
                 self.missed = None;
                 flushed.resynced = sequence.map(|(sequence, _)| sequence).or(flushed.resynced);
-                flushed.done = true;
+                self.replay = self.replay.take().filter(|_| sequence.is_none());
+                flushed.done = self.replay.is_none();
                 return Ok(flushed);
             }
             match self.write_some(&mut write) {
                 Ok(written) => {
                     if let Some((sequence, _)) = sequence {
-                        self.missed = None;
+                        // What was still to be caught up with lies within the gap.
+                        (self.missed, self.replay) = (None, None);
                         flushed.resynced = Some(sequence);
                     }
                     flushed.messages += self.advance(written);

@@ -44,6 +44,18 @@ impl Parcel {
         Self { bytes: buffer.into(), marks: marks.into(), messages }
     }
 
+    /// What is left of the frame that is out in part when `written` bytes are.
+    pub(super) fn half_at(&self, written: usize) -> Option<(Bytes, Content)> {
+        let mut start = 0;
+        for mark in &self.marks {
+            if start < written && written < mark.end {
+                return Some((self.bytes.slice(written..mark.end), mark.content));
+            }
+            start = mark.end;
+        }
+        None
+    }
+
     /// How many messages lie wholly within the first `written` bytes.
     pub(super) fn messages_within(&self, written: usize) -> u64 {
         if written == self.bytes.len() {

@@ -32,9 +32,12 @@ struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let close = self.conn.release(&self.hub.core);
-        // Whoever holds the socket still, in a snapshot of all of them, must not keep the connection open by that.
-        self.conn.shutdown(Shutdown::Both);
         self.hub.remove(self.conn.id(), close);
+        // Whoever holds the socket still, in a snapshot of all of them, must not keep the connection open by that.
+        // Nobody can find it any more, so where this is the last hand, dropping it closes the connection.
+        if Arc::strong_count(&self.conn) > 1 {
+            self.conn.shutdown(Shutdown::Both);
+        }
     }
 }
 

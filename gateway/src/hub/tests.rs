@@ -3,6 +3,7 @@
 mod joining;
 mod lifetime;
 mod reading;
+mod resuming;
 mod slow;
 
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
 use shared::close::CloseReason;
-use shared::ids::{EntryDigest, EventId, StreamId};
+use shared::ids::{ConnId, EntryDigest, EventId, StreamId};
 use shared::message::{Freshness, MessageKind, MessageKinds, Snapshot, encode_update};
 use shared::time::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use super::broadcast::Broadcast;
+use super::broadcast::{Batch, Broadcast};
 use super::{Handler, Hub, HubSettings, Ids, NewSocket, SocketPermit, State};
 use crate::clock::Clock;
 use crate::identity::VisitorDigest;
@@ -39,7 +40,8 @@ struct Rig {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    listener: TcpListener,
+    /// One at a time, so that each connects to its own end.
+    listener: tokio::sync::Mutex<TcpListener>,
 }
 
 impl Rig {
@@ -60,7 +62,8 @@ impl Rig {
 
     async fn of(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        Self { hub, metrics, tasks: TaskTracker::new(), listener }
+        hub.tune(&listener);
+        Self { hub, metrics, tasks: TaskTracker::new(), listener: listener.into() }
     }
 
     /// A client that has read nothing yet.
@@ -75,15 +78,33 @@ impl Rig {
         leftover: &[u8],
         permit: Option<Box<dyn SocketPermit>>,
     ) -> Client {
+        self.open_as((kinds, ids, None), leftover, permit).await
+    }
+
+    /// A client that has everything up to the `last`th message.
+    async fn resume(&self, last: EventId) -> Client {
+        self.open_as((MessageKinds::ALL, Ids::With, Some(last)), b"", None).await
+    }
+
+    async fn open_as(
+        &self,
+        (kinds, ids, resume): (MessageKinds, Ids, Option<EventId>),
+        leftover: &[u8],
+        permit: Option<Box<dyn SocketPermit>>,
+    ) -> Client {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(CLIENT_BUFFER_BYTES).expect("sets");
-        let address = self.listener.local_addr().expect("bound");
-        let (theirs, ours) = tokio::join!(socket.connect(address), self.listener.accept());
+        let listener = self.listener.lock().await;
+        let address = listener.local_addr().expect("bound");
+        let (theirs, ours) = tokio::join!(socket.connect(address), listener.accept());
+        drop(listener);
         let new = NewSocket {
             stream: ours.expect("accepts").0,
+            answer: Bytes::new(),
             leftover: Bytes::copy_from_slice(leftover),
             kinds,
             ids,
+            resume,
             visitor: VisitorDigest([0; 16]),
             permit,
         };
@@ -110,7 +131,9 @@ impl Rig {
     }
 
     fn pass(&self, messages: &[Broadcast]) {
-        super::broadcast::pass(&self.hub, messages, &mut Vec::new());
+        let mut batch = Batch::default();
+        messages.iter().for_each(|message| batch.add(message.clone()));
+        super::broadcast::pass(&self.hub, &mut batch, &mut Vec::new());
     }
 }
 
@@ -134,6 +157,12 @@ fn update(n: u64) -> Broadcast {
 fn event(n: u64, bytes: usize) -> Broadcast {
     let text = format!(r#"{{"type":"new_event","data":"{}"}}"#, "x".repeat(bytes));
     Broadcast { kind: MessageKind::NewEvent, text, id: Some(id(n)), state: None }
+}
+
+/// The number in an `init` or `realtime_update` of these tests.
+fn number(text: &str) -> u64 {
+    let (_, rest) = text.split_once(r#""active_visitors":"#).expect("a snapshot");
+    rest.split_once(',').expect("more keys").0.parse().expect("a number")
 }
 
 /// The number in a message's id.

@@ -149,6 +149,19 @@ label! {
 }
 
 label! {
+    /// What a client got that named the last message that it has.
+    Resume, "outcome":
+    /// All that it had missed.
+    Complete = "complete",
+    /// What is left of it: the past does not reach back far enough.
+    Trimmed = "trimmed",
+    /// A gap up to now: its last message is not of this stream.
+    Unknown = "unknown",
+    /// A gap up to now, while it caught up: it reads more slowly than the past goes by.
+    TooSlow = "too_slow",
+}
+
+label! {
     /// What became of an entry read from the stream.
     Relayed, "outcome":
     /// Given to the broadcaster.

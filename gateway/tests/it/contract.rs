@@ -67,6 +67,8 @@ contract! {
         reading_waits_for_the_first_entry,
         reading_gives_up_after_its_wait,
         newest_are_the_last_ones_oldest_first,
+        up_to_an_id_are_the_last_ones_before_it,
+        a_long_past_is_read_page_by_page_without_a_hole,
         an_entry_is_found_at_its_id_alone,
         the_stream_is_trimmed_to_about_its_bound,
         the_legacy_channel_delivers_in_order_to_who_subscribed,

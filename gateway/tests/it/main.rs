@@ -9,6 +9,8 @@
 //! shown by a later event which would have come after it.
 
 mod cap;
+mod cap_model;
+mod cap_storm;
 mod cluster;
 mod contract;
 mod election_cases;
@@ -18,9 +20,12 @@ mod garbage;
 mod hostile;
 mod ingest;
 mod lifecycle;
+mod presence;
 mod privacy;
 mod redis_backplane;
 mod redis_forms;
+mod resume;
 mod slow_readers;
+#[expect(dead_code, reason = "some of it is for the failure lab in tests/chaos")]
 mod support;
 mod upgrade;

@@ -9,6 +9,8 @@ pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod producer;
 pub(crate) mod recorder;
+pub(crate) mod redis_cluster;
 pub(crate) mod redis_server;
 pub(crate) mod resp;
+pub(crate) mod sentinel;
 pub(crate) mod wait;

@@ -5,6 +5,8 @@
 //! of what clients say beyond a glance at the first byte, no outbox: whose buffer is full is closed. What a real server
 //! costs more than this is what its promises cost.
 
+mod bare;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
+pub(crate) use self::bare::compare;
 use super::{announce, event, framed, init, metrics, order};
 use crate::args::ServeArgs;
 use crate::frame::{self, Opcode};
@@ -29,11 +32,14 @@ const BACKLOG: i32 = 16 * 1024;
 const WAITING_MAX: usize = 1 << 16;
 /// The longest request, and the longest of anything else that is looked at.
 const REQUEST_BYTES_MAX: usize = 4096;
+/// Events of one poll.
+const EVENTS: usize = 1024;
 /// The longest that a poll sleeps.
 const POLL_MAX: Duration = Duration::from_millis(100);
 
 struct Floor {
     poll: Poll,
+    events: Events,
     listener: TcpListener,
     control_listener: TcpListener,
     sockets: Vec<Option<TcpStream>>,
@@ -54,32 +60,8 @@ struct Floor {
 
 /// Serves until the last control connection is gone.
 pub(super) fn serve(args: &ServeArgs) -> io::Result<()> {
-    let mut listener = listen(args.listen)?;
-    let mut control_listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-    announce(listener.local_addr()?, control_listener.local_addr()?)?;
-    let poll = Poll::new()?;
-    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    poll.registry().register(&mut control_listener, CONTROL_LISTENER, Interest::READABLE)?;
-    let head = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
-         {ACCEPT}\r\n\r\n"
-    );
-    let mut floor = Floor {
-        poll,
-        listener,
-        control_listener,
-        sockets: Vec::new(),
-        free: Vec::new(),
-        open: Vec::new(),
-        controls: Vec::new(),
-        ends: false,
-        waiting: VecDeque::new(),
-        batch: args.batch as usize,
-        greeting: [head.into_bytes(), framed(&init())].concat(),
-        messages: 0,
-        passes: 0,
-        send_loop: Duration::ZERO,
-    };
+    let mut floor = Floor::new(args.listen, args.batch as usize)?;
+    announce(floor.listener.local_addr()?, floor.control_listener.local_addr()?)?;
     floor.run(args.events_per_second)
 }
 
@@ -99,8 +81,36 @@ fn cpu_time() -> Duration {
 }
 
 impl Floor {
+    fn new(listen_at: SocketAddr, batch: usize) -> io::Result<Self> {
+        let mut listener = listen(listen_at)?;
+        let mut control_listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let poll = Poll::new()?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        poll.registry().register(&mut control_listener, CONTROL_LISTENER, Interest::READABLE)?;
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
+             {ACCEPT}\r\n\r\n"
+        );
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(EVENTS),
+            listener,
+            control_listener,
+            sockets: Vec::new(),
+            free: Vec::new(),
+            open: Vec::new(),
+            controls: Vec::new(),
+            ends: false,
+            waiting: VecDeque::new(),
+            batch,
+            greeting: [head.into_bytes(), framed(&init())].concat(),
+            messages: 0,
+            passes: 0,
+            send_loop: Duration::ZERO,
+        })
+    }
+
     fn run(&mut self, per_second: f64) -> io::Result<()> {
-        let mut events = Events::with_capacity(1024);
         let (began, mut own) = (Instant::now(), 0u64);
         while !self.ends {
             let mut wait = if self.waiting.is_empty() { POLL_MAX } else { Duration::ZERO };
@@ -113,20 +123,28 @@ impl Floor {
                 }
                 wait = wait.min(due.saturating_sub(began.elapsed()));
             }
-            match self.poll.poll(&mut events, Some(wait)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            for event in &events {
-                match event.token() {
-                    LISTENER => self.accept()?,
-                    CONTROL_LISTENER => self.accept_control()?,
-                    Token(token) if token > CONTROLS - CONTROLS_MAX => self.obey(CONTROLS - token),
-                    Token(token) => self.serve(token),
-                }
-            }
-            self.send_waiting();
+            self.turn(wait)?;
         }
+        Ok(())
+    }
+
+    /// Waits for something to do, at most so long, does it, and sends what is due.
+    fn turn(&mut self, wait: Duration) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, Some(wait)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            match event.token() {
+                LISTENER => self.accept()?,
+                CONTROL_LISTENER => self.accept_control()?,
+                Token(token) if token > CONTROLS - CONTROLS_MAX => self.obey(CONTROLS - token),
+                Token(token) => self.serve(token),
+            }
+        }
+        self.events = events;
+        self.send_waiting();
         Ok(())
     }
 

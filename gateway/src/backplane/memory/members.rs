@@ -32,9 +32,9 @@ struct Member {
 impl Members {
     /// Prolongs or makes a membership, and forgets those that ran out.
     pub(super) fn beat(&mut self, node: NodeId, join: Join, lease: Millis, now: Millis) -> Standing {
-        self.revive_all(now);
+        self.bury_or_revive(now);
         let member = Member { until: now.saturating_add(lease), lease };
-        let standing = match (join, self.is_alive(node, now)) {
+        match (join, self.is_alive(node, now)) {
             // Inv. BOUND
             (Join::Enter, false) if self.nodes.len() >= MEMBERS_MAX => Standing::Gone,
             (Join::Enter, _) | (Join::Stay, true) => {
@@ -42,13 +42,7 @@ impl Members {
                 Standing::Member
             }
             (Join::Stay, false) => Standing::Gone,
-        };
-        let before = self.nodes.len();
-        self.nodes.retain(|_, member| now < member.until);
-        if self.nodes.len() < before {
-            self.forget_strangers();
         }
-        standing
     }
 
     /// Ends a membership.
@@ -78,7 +72,7 @@ impl Members {
 
     /// Lets sockets in, up to the cap over all that live. `None` when there are too many addresses.
     pub(super) fn admit(&mut self, request: &Admit, now: Millis) -> Option<AdmitReply> {
-        self.revive_all(now);
+        self.bury_or_revive(now);
         if !self.is_alive(request.node, now) {
             return Some(AdmitReply::Gone);
         }
@@ -130,11 +124,17 @@ impl Members {
         Some(())
     }
 
-    fn revive_all(&mut self, now: Millis) {
-        if self.alive(now) == 0 {
+    /// To be called before anybody is taken for dead. Inv. CAP: who was taken for dead once must stay it. Were he only
+    /// passed over, others could be let in in the place of his sockets, and he be revived with all later.
+    fn bury_or_revive(&mut self, now: Millis) {
+        let (alive, known) = (self.alive(now), self.nodes.len());
+        if alive == 0 {
             for member in self.nodes.values_mut() {
                 member.until = now.saturating_add(member.lease);
             }
+        } else if (alive as usize) < known {
+            self.nodes.retain(|_, member| now < member.until);
+            self.forget_strangers();
         }
     }
 

@@ -63,6 +63,12 @@ impl Stream {
         self.entries.range(self.entries.len().saturating_sub(count)..).cloned().collect()
     }
 
+    /// The `count` entries up to `last`, oldest first.
+    pub(super) fn up_to(&self, last: StreamId, count: usize) -> Vec<Entry> {
+        let end = self.entries.partition_point(|entry| entry.id <= last);
+        self.entries.range(end.saturating_sub(count)..end).cloned().collect()
+    }
+
     /// The entry at `id`.
     pub(super) fn entry(&self, id: StreamId) -> Option<Entry> {
         self.entries.binary_search_by_key(&id, |entry| entry.id).ok().and_then(|at| self.entries.get(at)).cloned()

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use shared::ids::NodeId;
 
-use super::super::{HOLE_MS_MAX, Millis, Salt, Salts, Touch, VisitorHash};
+use super::super::{DAY_MS, HOLE_MS_MAX, Millis, Salt, Salts, Touch, VisitorHash};
 use super::millis;
 
 /// Visitors that are counted at one time; more are not counted. About 50 MB when full.
 pub const VISITORS_MAX: usize = 1_000_000;
-const DAY_MS: Millis = 86_400_000;
 
 /// When each visitor was last seen, and what is known about holes.
 #[derive(Debug, Default)]

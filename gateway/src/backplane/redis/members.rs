@@ -1,4 +1,4 @@
-//! Membership, and the cap of sockets per address that rests on it.
+//! Membership, and the counts of sockets per address that rest on it ([`super::admissions`] asks for more of them).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use shared::ids::NodeId;
 use super::connection::OTHER_SCHEMA;
 use super::reply::{ODD_REPLY, hex};
 use super::{RedisBackplane, millis, number, text};
-use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, BeatReply, Join, Result, Standing};
+use crate::backplane::{AddressHash, BackplaneError, BeatReply, Join, Result, Standing};
 
 /// Addresses that one script writes: some 1 ms of Redis's one thread.
 const COUNTS_PER_SCRIPT: usize = 500;
@@ -20,7 +20,7 @@ impl RedisBackplane {
             Join::Enter => "enter",
             Join::Stay => "stay",
         };
-        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation()];
+        let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation(), self.keys.told()];
         let generation = hex(&rand::random::<[u8; 16]>());
         let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
@@ -32,7 +32,8 @@ impl RedisBackplane {
             }
             _ => return Err(ODD_REPLY),
         };
-        Ok(BeatReply { standing, generation: reply.text()?, members: reply.number()?, now: reply.parse()? })
+        let (generation, server) = (reply.text()?, reply.text()?);
+        Ok(BeatReply { standing, generation, server, members: reply.number()?, now: reply.parse()? })
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
@@ -40,28 +41,13 @@ impl RedisBackplane {
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
-    pub(super) async fn admit_sockets(&self, request: &Admit) -> Result<AdmitReply> {
-        let keys = vec![self.keys.nodes(), self.keys.address(request.address)];
-        let arguments = vec![
-            text(&request.node),
-            number(request.held),
-            number(request.wanted),
-            number(request.cap),
-            self.member_lease(),
-        ];
-        let mut reply = self.run(&self.scripts.admit, keys, arguments).await?;
-        match reply.text()?.as_str() {
-            "granted" => Ok(AdmitReply::Granted),
-            "refused" => Ok(AdmitReply::Refused { counted: reply.parse()? }),
-            "gone" => Ok(AdmitReply::Gone),
-            _ => Err(ODD_REPLY),
-        }
-    }
-
     pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
-            let keys = batch.iter().map(|(address, _)| self.keys.address(address)).collect();
-            let mut arguments = vec![text(&node)];
+            let statement = self.statements.begin().await;
+            let addresses = batch.iter().map(|(address, _)| self.keys.address(address));
+            let keys = std::iter::once(self.keys.told()).chain(addresses).collect();
+            let mut arguments = statement.arguments().to_vec();
+            arguments.push(text(&node));
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
             self.run(&self.scripts.set_counts, keys, arguments).await?;
         }

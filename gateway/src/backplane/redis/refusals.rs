@@ -27,12 +27,17 @@ impl Refusals {
     /// The domain's word for an error, which is mentioned if it is Redis's own.
     pub(super) fn meaning(&self, error: &Error) -> BackplaneError {
         let meaning = reply::error(error);
-        if let Some(reason) = reply::refused_for(error, &meaning)
-            && self.is_due(reason, Instant::now())
-        {
-            tracing::warn!(reason, "redis answers, but refuses");
+        if let Some(reason) = reply::refused_for(error, &meaning) {
+            self.mention(reason);
         }
         meaning
+    }
+
+    /// Tells the operator, unless that was done within the minute.
+    pub(super) fn mention(&self, reason: &'static str) {
+        if self.is_due(reason, Instant::now()) {
+            tracing::warn!(reason, "redis answers, but refuses");
+        }
     }
 
     fn is_due(&self, reason: &'static str, now: Instant) -> bool {

@@ -16,6 +16,7 @@ use shared::event::{OTHER_THEME, THEMES_MAX};
 use shared::keys::SCHEMA_VERSION;
 
 use crate::backplane::{HOLE_MS_MAX, STREAM_ENTRIES_MAX};
+use crate::planted;
 
 /// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
@@ -25,6 +26,9 @@ const SALT_TTL_SECONDS: u32 = 48 * 3600;
 const TRIM_VISITORS_MAX: u32 = 1000;
 /// Notes of publishers that are kept without asking whether they still live.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
+/// How long the number of a process's newest statement about sockets is kept: what it sent before on a connection that
+/// broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
+const TOLD_KEPT_MS: u32 = 3_600_000;
 /// No node's lease is longer than this or, if that is more, than the asking node's.
 const MEMBER_LEASE_MS_MAX: u32 = 60_000;
 
@@ -39,7 +43,7 @@ macro_rules! scripts {
         impl Scripts {
             pub(super) fn new() -> Self {
                 let head = constants();
-                let whole = |body: &str| Script::from_lua(format!("{head}{PRELUDE}{body}"));
+                let whole = |body: &str| Script::from_lua(planted::script(format!("{head}{PRELUDE}{body}")));
                 Self { $($name: whole(include_str!(concat!("scripts/", stringify!($name), ".lua")))),+ }
             }
         }
@@ -58,6 +62,7 @@ fn constants() -> String {
         ("SCHEMA_VERSION", u64::from(SCHEMA_VERSION)),
         ("STREAM_ENTRIES_MAX", STREAM_ENTRIES_MAX as u64),
         ("THEMES_MAX", THEMES_MAX as u64),
+        ("TOLD_KEPT_MS", u64::from(TOLD_KEPT_MS)),
         ("TRIM_VISITORS_MAX", u64::from(TRIM_VISITORS_MAX)),
     ];
     let lines: String = numbers.iter().map(|(name, number)| format!("local {name} = {number}\n")).collect();

@@ -59,12 +59,12 @@ impl RedisBackplane {
         }
     }
 
-    /// The newest entries, oldest first. The timeout is a page's.
-    pub(super) async fn newest_entries(&self, count: usize) -> Result<Vec<Entry>> {
+    /// The newest entries up to `last` (an id, or `+` for all), oldest first. The timeout is a page's.
+    pub(super) async fn entries_up_to(&self, last: String, count: usize) -> Result<Vec<Entry>> {
         let (mut newest, mut page) = (Vec::new(), PAGE_MAX);
         while newest.len() < count {
             let asked = page.min(count - newest.len());
-            let before = newest.last().map_or_else(|| "+".to_owned(), |oldest: &Entry| format!("({}", oldest.id));
+            let before = newest.last().map_or_else(|| last.clone(), |oldest: &Entry| format!("({}", oldest.id));
             let read = self.command(|client| async move {
                 client.xrevrange::<Value, _, _, _>(self.keys.events(), before, "-", Some(asked as u64)).await
             });

@@ -19,7 +19,7 @@ fn push_event(outbox: &mut Outbox, n: u64, limit: usize) -> Loss {
 }
 
 fn resync(last: u64) -> Resync {
-    Resync { init: Some(frame::text("init")), last_id: Some(id(last)), sequence: last, announces: true }
+    Resync { init: Some(frame::text("init")), state: None, last_id: Some(id(last)), sequence: last, announces: true }
 }
 
 fn never() -> Resync {

@@ -12,12 +12,6 @@ use crate::metrics::Direction;
 /// Updates that each client checks after its `init`.
 const CHECKED: u64 = 30;
 
-/// The number in an `init` or `realtime_update` of these tests.
-fn number(text: &str) -> u64 {
-    let (_, rest) = text.split_once(r#""active_visitors":"#).expect("a snapshot");
-    rest.split_once(',').expect("more keys").0.parse().expect("a number")
-}
-
 // Inv. ORDER: no update before `init`, and after it each update once and in order: the numbers have no hole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_joins_under_fire() {

@@ -79,7 +79,9 @@ async fn an_overflow_costs_events_and_is_announced_with_the_newest_state() {
             let to = to.expect("known");
             assert!(to > at && to <= last);
             // The newest state of the passes up to `to`: pairs bring one each, the passes before them none.
-            assert_eq!(id_of(&text), Some(if to < first_pair { 0 } else { to }), "the newest state comes first");
+            assert_eq!(number(&text), if to < first_pair { 0 } else { to }, "the newest state comes first");
+            // Whoever loses the connection between the two goes on from the last id: behind it lies what the gap says.
+            assert_eq!(id_of(&text), None, "only the gap says up to where something is missing");
             missed += (at + 1..=to).filter(|n| is_event(*n)).count() as u64;
             (at, resyncs) = (to, resyncs + 1);
         } else {

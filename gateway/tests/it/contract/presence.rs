@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use gateway::backplane::{Salt, Seen, TouchReply};
+use gateway::backplane::{DAY_MS, Salt, Seen, TouchReply};
 use tokio::task::JoinSet;
 
 use super::bench::{Bench, WINDOW, eventually, node, visitor};
-
-const DAY_MS: u64 = 86_400_000;
 
 pub(crate) async fn salts_are_one_for_all(bench: Bench) {
     let mut racers = JoinSet::new();

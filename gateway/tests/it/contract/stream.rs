@@ -93,6 +93,40 @@ pub(crate) async fn newest_are_the_last_ones_oldest_first(bench: Bench) {
     assert_eq!(ids(&bench.b.newest(100).await.expect("an answer")), told);
 }
 
+pub(crate) async fn up_to_an_id_are_the_last_ones_before_it(bench: Bench) {
+    assert_eq!(bench.a.up_to(StreamId { ms: u64::MAX, seq: u64::MAX }, 10).await, Ok(Vec::new()));
+    let told = done(bench.publish(&request(node(1), 1, (0..6).map(|i| page(&format!("/{i}"))).collect())).await);
+    let up_to = async |last: StreamId, count| ids(&bench.b.up_to(last, count).await.expect("an answer"));
+    assert_eq!(up_to(told[3].stream, 2).await, told[2..4], "itself included, oldest first");
+    assert_eq!(up_to(told[3].stream, 100).await, told[..4]);
+    assert_eq!(up_to(told[0].stream, 1).await, told[..1]);
+    assert_eq!(up_to(told[3].stream, 0).await, []);
+    assert_eq!(up_to(StreamId::ZERO, 10).await, []);
+    // An id between entries, where nothing stands, is a place too.
+    let between = StreamId { seq: told[2].stream.seq + 1_000_000, ..told[2].stream };
+    let last = told.iter().rposition(|id| id.stream <= between).expect("the third at least");
+    assert_eq!(up_to(between, 2).await, told[last - 1..=last]);
+}
+
+pub(crate) async fn a_long_past_is_read_page_by_page_without_a_hole(bench: Bench) {
+    let mut told = Vec::new();
+    for number in 1..=3 {
+        let items = (0..400).map(|i| page(&format!("/{number}/{i}"))).collect();
+        told.extend(done(bench.publish(&request(node(1), number, items)).await));
+    }
+    // Each page ends with the entry at which the one before began: the tie between the two.
+    let mut past = vec![*told.last().expect("some")];
+    loop {
+        let mut page = ids(&bench.a.up_to(past[0].stream, 130).await.expect("an answer"));
+        assert_eq!(page.pop(), Some(past[0]));
+        if page.is_empty() {
+            break;
+        }
+        past.splice(0..0, page);
+    }
+    assert_eq!(past, told);
+}
+
 pub(crate) async fn an_entry_is_found_at_its_id_alone(bench: Bench) {
     let told = done(bench.publish(&request(node(1), 1, vec![page("/1"), page("/2")])).await);
     for id in &told {

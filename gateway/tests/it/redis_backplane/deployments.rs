@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::support::ports;
-use crate::support::process::Process;
+use crate::support::redis_cluster;
+use crate::support::sentinel::Sentinel;
 
 const FAILOVER_WITHIN: Duration = Duration::from_secs(40);
 
@@ -167,31 +168,6 @@ fn certificates_of_a_stranger(directory: &Path) {
     certificates(&stranger);
 }
 
-/// A Sentinel; it rewrites its configuration, which therefore has a directory.
-struct Sentinel {
-    address: std::net::SocketAddr,
-    _process: Process,
-    _directory: TempDir,
-}
-
-async fn sentinel(primary: &RedisServer) -> Sentinel {
-    let (directory, address) = (TempDir::new().expect("a directory"), ports::free());
-    let path = directory.path().join("sentinel.conf");
-    let config = format!(
-        "bind 127.0.0.1\nport {}\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\n\
-         sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n",
-        address.port(),
-        directory.path().display(),
-        primary.address().port()
-    );
-    std::fs::write(&path, config).expect("written");
-    let mut command = Command::new("redis-server");
-    command.arg(&path).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process::spawn(&mut command).expect("redis-server starts");
-    until("sentinel listens", BACK_WITHIN, async || TcpStream::connect(address).await.ok()).await;
-    Sentinel { address, _process: process, _directory: directory }
-}
-
 #[tokio::test]
 async fn sentinel_leads_to_the_new_primary() {
     let mut primary = RedisServer::start();
@@ -202,7 +178,7 @@ async fn sentinel_leads_to_the_new_primary() {
         to_replica.call(&["INFO", "replication"]).await.text().contains("master_link_status:up").then_some(())
     })
     .await;
-    let sentinel = sentinel(&primary).await;
+    let sentinel = Sentinel::watching(primary.address(), 1).await;
     let (backplane, _) = connect(&format!("redis-sentinel://{}?sentinelServiceName=main", sentinel.address));
     back(&backplane).await;
     let first = bounded(backplane.publish(&page(node(1), 1))).await.expect("done");
@@ -229,35 +205,9 @@ async fn sentinel_leads_to_the_new_primary() {
     assert_eq!(read.await.len(), 1);
 }
 
-/// Three nodes that share the slots.
-async fn cluster() -> Vec<RedisServer> {
-    let directives = vec![("cluster-enabled", "yes".to_owned()), ("cluster-node-timeout", "2000".to_owned())];
-    let servers: Vec<RedisServer> =
-        (0..3).map(|_| RedisServer::with(Options { directives: directives.clone(), ..Options::default() })).collect();
-    let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
-    for (server, (from, to)) in servers.iter().zip(slots) {
-        let mut resp = Resp::to(server).await;
-        resp.call(&["CLUSTER", "ADDSLOTSRANGE", from, to]).await;
-        for other in &servers {
-            let port = other.address().port().to_string();
-            resp.call(&["CLUSTER", "MEET", "127.0.0.1", &port]).await;
-        }
-    }
-    for server in &servers {
-        let mut resp = Resp::to(server).await;
-        until("the cluster stands", FAILOVER_WITHIN, async || {
-            let info = resp.call(&["CLUSTER", "INFO"]).await;
-            let whole = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"];
-            whole.iter().all(|line| info.text().contains(line)).then_some(())
-        })
-        .await;
-    }
-    servers
-}
-
 #[tokio::test]
 async fn all_keys_live_on_one_node_of_a_cluster() {
-    let servers = cluster().await;
+    let servers = redis_cluster::start(0).await;
     let (backplane, metrics) = connect(&format!("redis-cluster://{}", servers[0].address()));
     back(&backplane).await;
     let mut legacy = bounded(backplane.legacy()).await.expect("subscribed");

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use gateway::backplane::LEGACY_QUEUE_MAX;
+use gateway::backplane::{Join, LEGACY_QUEUE_MAX};
 use gateway::metrics::{BackplaneFailure, Legacy};
 use shared::ids::StreamId;
 use tokio::task::JoinSet;
@@ -147,6 +147,23 @@ async fn a_flood_on_the_legacy_channel_is_bounded_and_counted() {
     }
     producer.call(&["PUBLISH", "analytics:realtime", "after"]).await;
     assert_eq!(legacy.recv().await.expect("open").as_ref(), b"after");
+}
+
+/// It has the same data but for the last that was written to it; nodes must be able to tell.
+#[tokio::test]
+async fn another_process_has_another_name() {
+    let mut redis = RedisServer::with(Options { durability: Durability::Everything, ..Options::default() });
+    let (backplane, _) = connect(&redis.url());
+    let beat = async || backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await;
+    let before = bounded(beat()).await.expect("answers");
+    assert!(!before.server.is_empty());
+    assert_eq!(bounded(beat()).await.expect("answers").server, before.server);
+    redis.kill9();
+    redis.restart();
+    back(&backplane).await;
+    let after = bounded(beat()).await.expect("answers");
+    assert_eq!(after.generation, before.generation);
+    assert_ne!(after.server, before.server);
 }
 
 /// What Redis sends in one go is not lost between the library and the reader.

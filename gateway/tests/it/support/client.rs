@@ -110,7 +110,14 @@ impl Upgrade {
     /// # Errors
     /// [`Refusal`] when the answer is not 101.
     pub(crate) async fn try_open(&self, to: SocketAddr) -> Result<Client, Refusal> {
-        let mut stream = connect(to).await.map_err(|_| Refusal::Closed)?;
+        self.over(connect(to).await.map_err(|_| Refusal::Closed)?).await
+    }
+
+    /// Sends it over a connection that somebody has made.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the answer is not 101.
+    pub(crate) async fn over(&self, mut stream: TcpStream) -> Result<Client, Refusal> {
         stream.write_all(&self.bytes()).await.map_err(|_| Refusal::Closed)?;
         timeout(SOON, handshake(stream)).await.expect("the upgrade is answered in time")
     }
@@ -247,6 +254,12 @@ impl Client {
     /// Opens a plain WebSocket from 127.0.0.1.
     pub(crate) async fn open(to: SocketAddr) -> Self {
         Upgrade::new().open(to).await
+    }
+
+    /// The client of a connection on which the request was sent already; panics when it is refused.
+    pub(crate) async fn after_request(stream: TcpStream) -> Self {
+        let opened = timeout(SOON, handshake(stream)).await.expect("the upgrade is answered in time");
+        opened.unwrap_or_else(|refusal| panic!("refused: {refusal:?}"))
     }
 
     /// The same client, but one that never answers a ping.

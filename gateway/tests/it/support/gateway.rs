@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::http::{self, Answer};
 use super::ports;
-use super::process::{Process, Signal};
+use super::process::{self, Process, Signal};
 use super::redis_server::RedisServer;
 use super::wait::{SOON, until};
 
@@ -119,7 +119,7 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        let mut command = process::command(env!("CARGO_BIN_EXE_gateway"));
         command.env_clear().envs(self.0.iter().cloned()).stdin(Stdio::null());
         command
     }
@@ -156,6 +156,16 @@ impl Gateway {
     /// SIGCONT: it goes on and knows nothing of the pause.
     pub(crate) fn thaw(&self) {
         self.process.signal(Signal::Cont);
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// See [`Process::state`].
+    pub(crate) fn state(&self) -> Option<char> {
+        self.process.state()
     }
 
     /// Waits for its end and gives the exit code; none when a signal ended it. Panics when it lives on.

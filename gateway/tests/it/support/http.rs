@@ -99,8 +99,13 @@ pub(crate) async fn get(to: SocketAddr, path: &str) -> Answer {
     try_get(to, path).await.unwrap_or_else(|| panic!("no answer to GET {path}"))
 }
 
-/// `POST path` with a body, and a bearer token if there is one.
+/// `POST path` with a body, and a bearer token if there is one; panics when nobody answers.
 pub(crate) async fn post(to: SocketAddr, path: &str, token: Option<&str>, body: &[u8]) -> Answer {
+    try_post(to, path, token, body).await.unwrap_or_else(|| panic!("no answer to POST {path}"))
+}
+
+/// `POST path`; none when nobody answers.
+pub(crate) async fn try_post(to: SocketAddr, path: &str, token: Option<&str>, body: &[u8]) -> Option<Answer> {
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -109,5 +114,5 @@ pub(crate) async fn post(to: SocketAddr, path: &str, token: Option<&str>, body: 
     )
     .into_bytes();
     request.extend_from_slice(body);
-    exchange(to, &request).await.unwrap_or_else(|| panic!("no answer to POST {path}"))
+    exchange(to, &request).await
 }

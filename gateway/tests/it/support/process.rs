@@ -1,11 +1,42 @@
 //! A child process that does not outlive its owner.
 
 use std::io;
-use std::process::{Child, Command, ExitStatus};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// How often a process that should end is asked whether it has.
 const POLL: Duration = Duration::from_millis(10);
+
+/// A command that runs `program`, which the kernel kills when we die without a chance to: SIGKILL, Ctrl-C twice. By
+/// setpriv(1) of util-linux where it is there, which then becomes the program: the system call needs `unsafe`.
+///
+/// The kernel looks at the *thread* that spawned, so whoever spawns must not be a thread that ends before its test.
+pub(crate) fn command(program: &str) -> Command {
+    static BOUND: LazyLock<bool> = LazyLock::new(|| {
+        let mut probe = Command::new("setpriv");
+        probe.args(["--pdeathsig", "KILL", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    // What is not there must fail as itself, not as an error of setpriv.
+    if !*BOUND || !is_there(program) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
+}
+
+fn is_there(program: &str) -> bool {
+    program.contains('/')
+        || search_path().is_some_and(|path| std::env::split_paths(&path).any(|place| place.join(program).exists()))
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests look for programs; the product reads its configuration elsewhere")]
+fn search_path() -> Option<std::ffi::OsString> {
+    std::env::var_os("PATH")
+}
 
 /// What one process can do to another without its help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +83,14 @@ impl Process {
         // Fails only when it has ended already, which is what we want.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+
+    /// The kernel's letter for what it does (`T`: stopped), and none when there is no such process any more. None as
+    /// well where there is no `/proc`.
+    pub(crate) fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(Path::new("/proc").join(self.pid().to_string()).join("stat")).ok()?;
+        // "pid (name) S …", and a name may hold anything.
+        stat.rsplit_once(") ")?.1.chars().next()
     }
 
     /// How it ended, if it has.

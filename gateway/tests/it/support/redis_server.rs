@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::ports;
-use super::process::{Process, Signal};
+use super::process::{self, Process, Signal};
 
 /// Longest wait for a server that starts; with data to load it takes a few tens of milliseconds.
 const START_WITHIN: Duration = Duration::from_secs(20);
@@ -22,6 +22,12 @@ const START_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 /// A port can be taken by a stranger between choosing and binding.
 const START_TRIES: usize = 5;
+
+/// A command that runs the server: `redis-server`, or what `REDIS_SERVER` names (`valkey-server`).
+#[expect(clippy::disallowed_methods, reason = "an option of the tests, not of the product")]
+pub(crate) fn program() -> Command {
+    process::command(&std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned()))
+}
 
 /// Where a server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +107,15 @@ impl RedisServer {
         assert!(self.try_start(), "redis-server does not start again; its log:\n{}", self.log());
     }
 
+    /// Starts it again after [`Self::kill9`] at the same address, with another disk: all data are gone.
+    pub(crate) fn restart_empty(&mut self) {
+        let log = self.directory.path().join("appendonlydir");
+        if let Err(error) = std::fs::remove_dir_all(&log) {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}: {error}", log.display());
+        }
+        self.restart();
+    }
+
     /// SIGSTOP: it is there, and silent, like a dead machine whose peer was never told.
     pub(crate) fn freeze(&self) {
         self.running().signal(Signal::Stop);
@@ -109,6 +124,21 @@ impl RedisServer {
     /// SIGCONT after [`Self::freeze`].
     pub(crate) fn thaw(&self) {
         self.running().signal(Signal::Cont);
+    }
+
+    /// Where its data are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its process id; panics when it was killed.
+    pub(crate) fn pid(&self) -> u32 {
+        self.running().pid()
+    }
+
+    /// See [`Process::state`]; none when it was killed.
+    pub(crate) fn state(&self) -> Option<char> {
+        self.process.as_ref().and_then(Process::state)
     }
 
     /// The URL for `REDIS_URL`.
@@ -173,7 +203,7 @@ impl RedisServer {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("redis-server");
+        let mut command = program();
         let mut set = |directive: &str, value: &str| {
             command.arg(format!("--{directive}")).arg(value);
         };

@@ -4,6 +4,7 @@
 //! queues and retries into what is tested; RESP2 takes fifty lines.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -84,6 +85,14 @@ impl Resp {
         Self(BufReader::new(Box::new(TcpStream::connect(address).await.expect("somebody listens"))))
     }
 
+    /// Connects to an address where perhaps nobody listens.
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub(crate) async fn try_at(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self(BufReader::new(Box::new(TcpStream::connect(address).await?))))
+    }
+
     /// Sends a command and waits for its answer; a refusal is a panic.
     pub(crate) async fn call(&mut self, command: &[&str]) -> Reply {
         match self.try_call(command).await {
@@ -100,29 +109,40 @@ impl Resp {
 
     /// Like [`Self::try_call`], for words that are not text.
     pub(crate) async fn call_bytes(&mut self, command: &[&[u8]]) -> Reply {
+        timeout(ANSWER_WITHIN, self.ask(command)).await.expect("redis answers in time").expect("redis is up")
+    }
+
+    /// Sends a command to a server that may die meanwhile. After an error, or when it is dropped half done, the
+    /// connection is of no use any more.
+    ///
+    /// # Errors
+    /// The connection broke. Whether the command was carried out is not known.
+    pub(crate) async fn ask(&mut self, command: &[&[u8]]) -> io::Result<Reply> {
         let mut request = format!("*{}\r\n", command.len()).into_bytes();
         for word in command {
             request.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
             request.extend_from_slice(word);
             request.extend_from_slice(b"\r\n");
         }
-        self.0.get_mut().write_all(&request).await.expect("redis takes a command");
-        timeout(ANSWER_WITHIN, self.reply()).await.expect("redis answers in time")
+        self.0.get_mut().write_all(&request).await?;
+        self.reply().await
     }
 
-    fn reply(&mut self) -> Pin<Box<dyn Future<Output = Reply> + Send + '_>> {
+    fn reply(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Reply>> + Send + '_>> {
         Box::pin(async move {
             let mut line = String::new();
-            self.0.read_line(&mut line).await.expect("redis answers");
-            let (kind, rest) = line.trim_end().split_at_checked(1).expect("redis did not close");
-            match kind {
+            self.0.read_line(&mut line).await?;
+            // A line that breaks off is none.
+            let line = line.strip_suffix("\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+            let (kind, rest) = line.split_at_checked(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+            Ok(match kind {
                 "+" => Reply::Text(rest.to_owned()),
                 "-" => Reply::Error(rest.to_owned()),
                 ":" => Reply::Number(rest.parse().expect("a number")),
                 "$" if rest == "-1" => Reply::Nil,
                 "$" => {
                     let mut body = vec![0; rest.parse::<usize>().expect("a length") + 2];
-                    self.0.read_exact(&mut body).await.expect("redis answers");
+                    self.0.read_exact(&mut body).await?;
                     body.truncate(body.len() - 2);
                     Reply::Text(String::from_utf8_lossy(&body).into_owned())
                 }
@@ -130,12 +150,12 @@ impl Resp {
                 "*" => {
                     let mut replies = Vec::new();
                     for _ in 0..rest.parse::<usize>().expect("a count") {
-                        replies.push(self.reply().await);
+                        replies.push(self.reply().await?);
                     }
                     Reply::Many(replies)
                 }
                 _ => panic!("not RESP2: {line:?}"),
-            }
+            })
         })
     }
 }

@@ -1,53 +1,82 @@
--- admit.lua: lets sockets of an address in, up to the cap over all live members.
+-- admit.lua: lets sockets of some addresses in, each up to the cap over all live members.
 --
 -- Why a script: two nodes that each see nine must not both let in a tenth. It writes the node's own true count, not a
 -- difference: repeating it changes nothing. Counts of nodes that are no members are removed, so nothing leaks when a
--- node dies.
+-- node dies. Questions that wait together are asked together; each is answered by itself, so an address whose key
+-- holds something else costs the others nothing.
 --
--- KEYS  1 nodes (zset)  2 the address (hash: node -> its sockets)
--- ARGV  1 node  2 held  3 wanted  4 cap  5 member lease, ms
--- Returns {'granted'} | {'refused', counted} | {'gone'}
+-- KEYS  1 nodes (zset)  2 told (hash), then the addresses (hashes: node -> its sockets)
+-- ARGV  1 who speaks  2 number of the statement  3 member lease, ms, then for each address: node, held, wanted, cap
+-- Returns for each address 'granted' | 'refused' | 'corrupt' | 'gone', and how many of the node's are counted now
 
-local nodes, address, node = KEYS[1], KEYS[2], ARGV[1]
-local held, wanted, cap = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local nodes = KEYS[1]
 
 expect('zset', nodes, 'nodes')
-expect('hash', address, 'ip')
+expect('hash', KEYS[2], 'told')
+refuse_if_late(KEYS[2], ARGV[1], tonumber(ARGV[2]))
+settle_members(nodes, tonumber(ARGV[3]))
 
-settle_members(nodes, tonumber(ARGV[5]))
-if not is_member(nodes, node) then
-  return { 'gone' }
+local members = {}
+local function lives(node)
+  if members[node] == nil then
+    members[node] = is_member(nodes, node) and true or false
+  end
+  return members[node]
 end
 
-local others = 0
-local counts = redis.call('HGETALL', address)
-for i = 1, #counts, 2 do
-  local count = tonumber(counts[i + 1])
-  if not count then
-    corrupt('ip')
+-- What the other members hold of an address; nil when the key holds what the contract does not allow.
+local function others_of(address, node)
+  local counts = redis.pcall('HGETALL', address)
+  if counts.err then
+    return nil
   end
-  if counts[i] ~= node then
-    if is_member(nodes, counts[i]) then
-      others = others + count
-    else
-      redis.call('HDEL', address, counts[i])
+  for i = 2, #counts, 2 do
+    if not tonumber(counts[i]) then
+      return nil
     end
   end
+  local others = 0
+  for i = 1, #counts, 2 do
+    if counts[i] ~= node then
+      if lives(counts[i]) then
+        others = others + tonumber(counts[i + 1])
+      else
+        redis.call('HDEL', address, counts[i])
+      end
+    end
+  end
+  return others
 end
 
--- Inv. CAP
-local fits = math.max(cap - others, 0)
-local counted = wanted
-if wanted > fits then
-  counted = math.min(held, fits)
+local function admit(address, node, held, wanted, cap)
+  if not lives(node) then
+    return 'gone', 0
+  end
+  local others = others_of(address, node)
+  if not others then
+    return 'corrupt', 0
+  end
+  -- Inv. CAP
+  local fits = math.max(cap - others, 0)
+  local counted = wanted
+  if wanted > fits then
+    counted = math.min(held, fits)
+  end
+  if counted > 0 then
+    redis.call('HSET', address, node, int(counted))
+    redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
+  else
+    redis.call('HDEL', address, node)
+  end
+  return wanted > fits and 'refused' or 'granted', counted
 end
-if counted > 0 then
-  redis.call('HSET', address, node, int(counted))
-  redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
-else
-  redis.call('HDEL', address, node)
+
+local answers = {}
+for i = 3, #KEYS do
+  local at = 4 * i - 8
+  local answer, counted =
+    admit(KEYS[i], ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
+  answers[#answers + 1] = answer
+  answers[#answers + 1] = int(counted)
 end
-if wanted > fits then
-  return { 'refused', int(counted) }
-end
-return { 'granted' }
+return answers

@@ -3,17 +3,21 @@
 -- Why a script: whether a lease has run out, and prolonging it, must be one step; else a node that was declared dead
 -- slips back in with sockets that are no longer counted.
 --
+-- It tells which process answers: the one that takes another's place may lack what was written last, as one that
+-- restarts from a log written every second, or a replica that is promoted. Who is refused INFO does not learn that.
+--
 -- The schema is written by the first node of all and never raised: a release that changes the contract decides how.
 --
--- KEYS  1 nodes (zset)  2 schema (string)  3 generation (string)
+-- KEYS  1 nodes (zset)  2 schema (string)  3 generation (string)  4 told (hash)
 -- ARGV  1 node  2 'enter' | 'stay'  3 lease, ms  4 a random generation, in case there is none
--- Returns {'member' | 'gone', generation, live members, now} | {'incompatible'}
+-- Returns {'member' | 'gone', generation, run id, live members, now} | {'incompatible'}
 
 local nodes, node, lease = KEYS[1], ARGV[1], tonumber(ARGV[3])
 
 expect('zset', nodes, 'nodes')
 expect('string', KEYS[2], 'schema')
 expect('string', KEYS[3], 'generation')
+expect('hash', KEYS[4], 'told')
 
 redis.call('SET', KEYS[2], SCHEMA_VERSION, 'NX')
 local schema = tonumber(redis.call('GET', KEYS[2]))
@@ -31,5 +35,18 @@ if ARGV[2] == 'enter' or is_member(nodes, node) then
   redis.call('ZADD', nodes, int(now + lease), node)
   standing = 'member'
 end
-redis.call('ZREMRANGEBYSCORE', nodes, '-inf', int(now))
-return { standing, redis.call('GET', KEYS[3]), redis.call('ZCARD', nodes), int(now) }
+
+-- Who has said nothing for as long as anything of it may be under way is forgotten: a process that ended, as a rule.
+local members = redis.call('ZCARD', nodes)
+if redis.call('HLEN', KEYS[4]) > members then
+  local told = redis.call('HGETALL', KEYS[4])
+  for i = 1, #told, 2 do
+    local at = tonumber(string.match(told[i + 1], ' (%d+)$'))
+    if at and at < now - TOLD_KEPT_MS then
+      redis.call('HDEL', KEYS[4], told[i])
+    end
+  end
+end
+local info = redis.pcall('INFO', 'server')
+local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+return { standing, redis.call('GET', KEYS[3]), run_id, members, int(now) }

@@ -53,12 +53,16 @@ end
 --
 -- If no lease lies in the future, it was Redis that was away, not every node at once: each gets one lease from now
 -- to be heard again. A lease further ahead than any can be was given before the clock jumped back: cut.
+--
+-- Inv. CAP: who is taken for dead once stays it. Were he only passed over, others could be let in in the place of his
+-- sockets, and he be given a lease with all the others later, without learning that he was away.
 local function settle_members(nodes, lease)
   if redis.call('ZCOUNT', nodes, '(' .. int(now), '+inf') == 0 then
     for _, node in ipairs(redis.call('ZRANGE', nodes, 0, -1)) do
       redis.call('ZADD', nodes, int(now + lease), node)
     end
   else
+    redis.call('ZREMRANGEBYSCORE', nodes, '-inf', int(now))
     local latest = now + math.max(lease, MEMBER_LEASE_MS_MAX)
     for _, node in ipairs(redis.call('ZRANGEBYSCORE', nodes, '(' .. int(latest), '+inf')) do
       redis.call('ZADD', nodes, int(now + lease), node)
@@ -69,6 +73,22 @@ end
 local function is_member(nodes, node)
   local lease_end = redis.call('ZSCORE', nodes, node)
   return lease_end and tonumber(lease_end) > now
+end
+
+-- Inv. CAP: what a process said of its sockets before it gave up waiting (on a connection that is gone by now, say) is
+-- not to overwrite what it said since. Told is a hash: who speaks -> "number ms", the newest statement and when it came.
+-- To be called before the first write of the script, when all types are looked at. Ends the script: nobody waits for
+-- what comes late.
+local function refuse_if_late(told, speaker, number)
+  local text = redis.call('HGET', told, speaker)
+  local newest = text and tonumber(string.match(text, '^(%d+) %d+$'))
+  if text and not newest then
+    corrupt('told')
+  end
+  if newest and number < newest then
+    error({ err = 'LATE' })
+  end
+  redis.call('HSET', told, speaker, int(number) .. ' ' .. int(now))
 end
 
 -- The ticker's lease: "epoch node expiry_ms". The key has no TTL: its epoch must outlive every holder.

@@ -2,19 +2,21 @@
 --
 -- Why a script: one round trip and one step for a batch; each address is written like admit.lua writes it.
 --
--- KEYS  the addresses (hashes: node -> its sockets)
--- ARGV  1 node, then for each key its count; 0 removes
+-- KEYS  1 told (hash)  then the addresses (hashes: node -> its sockets)
+-- ARGV  1 who speaks  2 number of the statement  3 node, then for each address its count; 0 removes
 -- Returns 'done'
 
-for _, address in ipairs(KEYS) do
-  expect('hash', address, 'ip')
+expect('hash', KEYS[1], 'told')
+for i = 2, #KEYS do
+  expect('hash', KEYS[i], 'ip')
 end
-for i, address in ipairs(KEYS) do
-  local count = ARGV[i + 1]
+refuse_if_late(KEYS[1], ARGV[1], tonumber(ARGV[2]))
+for i = 2, #KEYS do
+  local address, count = KEYS[i], ARGV[i + 2]
   if count == '0' then
-    redis.call('HDEL', address, ARGV[1])
+    redis.call('HDEL', address, ARGV[3])
   else
-    redis.call('HSET', address, ARGV[1], count)
+    redis.call('HSET', address, ARGV[3], count)
     redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
   end
 end

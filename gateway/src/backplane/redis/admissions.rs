@@ -1,0 +1,131 @@
+//! Questions of handshakes, asked together.
+//!
+//! One question to Redis costs the node far more than its bytes: a system call to send, one to hear the answer, and
+//! the wake-ups between. A single handshake cannot be cheaper; thousands that come at once can, because what has
+//! gathered while one call is under way goes with the next, in one script. So there is at most one call at a time, and
+//! between two departures lie [`GATHERED_FOR`] at least: a lone question goes at once, in a storm some dozens share a
+//! call, and nobody waits longer than that and one round trip.
+//!
+//! Whoever gives up (a handshake waits 250 ms) drops its receiver; its question is still carried out, and what it
+//! has counted is corrected by the node's next word about the address, as after any lost answer.
+//!
+//! Deliberately absent: answers that are remembered. Redis decides, each time.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use fred::types::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::reply::{ODD_REPLY, Reply};
+use super::{RedisBackplane, number, text};
+use crate::backplane::{Admit, AdmitReply, BackplaneError, Result};
+
+/// Questions that may wait: as many as there may be connections that have not upgraded. The next is told
+/// [`BackplaneError::Backpressure`].
+// Inv. BOUND
+const WAITING_MAX: usize = 4096;
+/// Addresses that one script is asked about: some 0.5 ms of Redis's one thread.
+const ASKED_TOGETHER_MAX: usize = 128;
+/// Least time from one call to the next.
+const GATHERED_FOR: Duration = Duration::from_millis(2);
+
+const CORRUPT_ADDRESS: BackplaneError = BackplaneError::Corrupt("key ip: not a hash of counts");
+
+/// The way in.
+#[derive(Debug)]
+pub(super) struct Admissions {
+    waiting: mpsc::Sender<Question>,
+}
+
+/// The other end, for [`ask_all`].
+pub(super) type Questions = mpsc::Receiver<Question>;
+
+#[derive(Debug)]
+pub(super) struct Question {
+    admit: Admit,
+    answer: oneshot::Sender<Result<AdmitReply>>,
+}
+
+impl Admissions {
+    pub(super) fn channel() -> (Self, Questions) {
+        let (waiting, questions) = mpsc::channel(WAITING_MAX);
+        (Self { waiting }, questions)
+    }
+
+    pub(super) async fn ask(&self, admit: Admit) -> Result<AdmitReply> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.try_send(Question { admit, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BackplaneError::Backpressure,
+            mpsc::error::TrySendError::Closed(_) => BackplaneError::Unreachable,
+        })?;
+        // Dropped with the backplane.
+        answered.await.unwrap_or(Err(BackplaneError::Unreachable))
+    }
+}
+
+/// Asks what waits, call after call, until the backplane is gone.
+pub(super) async fn ask_all(backplane: Weak<RedisBackplane>, mut questions: Questions) {
+    let mut waiting = Vec::with_capacity(ASKED_TOGETHER_MAX);
+    let mut departure = Instant::now();
+    while questions.recv_many(&mut waiting, ASKED_TOGETHER_MAX).await > 0 {
+        if departure > Instant::now() {
+            tokio::time::sleep_until(departure).await;
+            while waiting.len() < ASKED_TOGETHER_MAX
+                && let Ok(question) = questions.try_recv()
+            {
+                waiting.push(question);
+            }
+        }
+        departure = Instant::now() + GATHERED_FOR;
+        let Some(backplane) = backplane.upgrade() else { return };
+        backplane.ask_together(&mut waiting).await;
+    }
+}
+
+impl RedisBackplane {
+    async fn ask_together(self: Arc<Self>, waiting: &mut Vec<Question>) {
+        let statement = self.statements.begin().await;
+        // Who has given up meanwhile has counted itself as unsure already: nothing is lost by not asking.
+        waiting.retain(|question| !question.answer.is_closed());
+        if waiting.is_empty() {
+            return;
+        }
+        let mut keys = Vec::with_capacity(waiting.len() + 2);
+        keys.extend([self.keys.nodes(), self.keys.told()]);
+        keys.extend(waiting.iter().map(|question| self.keys.address(question.admit.address)));
+        let mut arguments = Vec::with_capacity(4 * waiting.len() + 3);
+        arguments.extend(statement.arguments());
+        arguments.push(self.member_lease());
+        arguments.extend(waiting.iter().flat_map(|question| arguments_of(&question.admit)));
+        let mut reply = self.run(&self.scripts.admit, keys, arguments).await;
+        drop(statement);
+        for question in waiting.drain(..) {
+            let answer = match &mut reply {
+                Ok(reply) => next_answer(reply),
+                Err(error) => Err(error.clone()),
+            };
+            if let Err(BackplaneError::Corrupt(reason)) = answer {
+                self.refusals.mention(reason);
+            }
+            // An error here is a handshake that has given up.
+            let _ = question.answer.send(answer);
+        }
+    }
+}
+
+fn arguments_of(admit: &Admit) -> [Value; 4] {
+    [text(&admit.node), number(admit.held), number(admit.wanted), number(admit.cap)]
+}
+
+fn next_answer(reply: &mut Reply) -> Result<AdmitReply> {
+    let (answer, counted) = (reply.text()?, reply.parse()?);
+    match answer.as_str() {
+        "granted" => Ok(AdmitReply::Granted),
+        "refused" => Ok(AdmitReply::Refused { counted }),
+        "gone" => Ok(AdmitReply::Gone),
+        "corrupt" => Err(CORRUPT_ADDRESS),
+        _ => Err(ODD_REPLY),
+    }
+}

@@ -1,0 +1,364 @@
+//! Received = published − announced gaps; nothing twice; one order.
+//!
+//! Which events a client had to get is decided by what is certain. An event is *due* when it was sent after the
+//! client's `init` was there, and accepted before something was sent that the client got, or before the client left in
+//! peace. In between lies what was under way when a socket broke: of that nothing is known, so nothing is claimed.
+//!
+//! What is due and was not read must lie in a hole that the client was told of: behind the last message before it, and
+//! before the next one after it. Where the stream still has the entries, their places in it decide that exactly;
+//! elsewhere the times between which each entry was written.
+//!
+//! A client without ids is told of nothing but its own slowness (by a second `init`). What the node as a whole was
+//! told to be missing is judged by the clients with ids on the same node.
+//!
+//! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
+//! but not nothing either: it is counted apart.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Verdict;
+use crate::evidence::{Ending, Evidence, Heard, Ms, Node, Number, Pace, Session, What};
+
+/// When an entry was written, at the earliest and at the latest, and where it stands, if it still does.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    from: Ms,
+    to: Ms,
+    place: Option<usize>,
+}
+
+/// Something is missing after `after` and before `before`.
+#[derive(Debug, Clone, Copy)]
+struct Hole {
+    after: Mark,
+    before: Mark,
+}
+
+impl Hole {
+    fn covers(&self, mark: Mark) -> bool {
+        let behind = match (self.after.place, mark.place) {
+            (Some(after), Some(place)) => place > after,
+            _ => mark.to >= self.after.from,
+        };
+        let ahead = match (self.before.place, mark.place) {
+            (Some(before), Some(place)) => place <= before,
+            _ => mark.from <= self.before.to,
+        };
+        behind && ahead
+    }
+}
+
+/// Somebody's messages, over all sockets that went on where the one before had ended.
+struct Reader<'a> {
+    client: usize,
+    node: Node,
+    ids: bool,
+    pace: Pace,
+    heard: Vec<&'a Heard>,
+    /// Left in peace: had all that there was.
+    stayed: bool,
+}
+
+pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
+    verdict.offered = evidence.published.len();
+    verdict.accepted = evidence.published.values().filter(|event| event.accepted.is_some()).count();
+    let readers = readers(evidence);
+    let history = History::of(evidence, &readers);
+    for reader in &readers {
+        check_first_and_known(evidence, reader, verdict);
+        check_once(reader, &history.redone, verdict);
+    }
+    check_order(&readers, &history.redone, verdict);
+    verdict.redone = history.redone.len();
+
+    let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
+    let of_nodes: Vec<(Node, Hole)> = readers
+        .iter()
+        .zip(&holes)
+        .filter(|(reader, _)| reader.ids && reader.pace == Pace::Prompt)
+        .flat_map(|(reader, holes)| holes.iter().map(|hole| (reader.node, *hole)))
+        .collect();
+    let mut lost: HashMap<Number, bool> = HashMap::new();
+    for (reader, own) in readers.iter().zip(&holes) {
+        let mut announced = own.clone();
+        if !reader.ids {
+            announced.extend(of_nodes.iter().filter(|(node, _)| *node == reader.node).map(|(_, hole)| *hole));
+        }
+        check_missing(&history, evidence, reader, &announced, &mut lost, verdict);
+    }
+    verdict.lost_by_redis = lost.len();
+    verdict.lost_unannounced = lost.values().filter(|announced| !**announced).count();
+}
+
+fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
+    let mut readers: Vec<Reader<'_>> = Vec::new();
+    let mut last_of: HashMap<usize, usize> = HashMap::new();
+    for session in &evidence.sessions {
+        let stayed = session.end == Ending::Left;
+        if let Some(reader) = last_of.get(&session.client).filter(|_| session.resumed).map(|at| &mut readers[*at]) {
+            reader.heard.extend(&session.heard);
+            (reader.stayed, reader.node) = (stayed, session.node);
+            continue;
+        }
+        last_of.insert(session.client, readers.len());
+        let Session { client, node, ids, pace, heard, .. } = session;
+        readers.push(Reader {
+            client: *client,
+            node: *node,
+            ids: *ids,
+            pace: *pace,
+            heard: heard.iter().collect(),
+            stayed,
+        });
+    }
+    readers
+}
+
+/// What is known of each entry.
+struct History<'a> {
+    events: HashMap<Number, Mark>,
+    ids: HashMap<&'a str, Mark>,
+    /// Events that were read under an id which the stream does not hold, and stand there under another: Redis lost the
+    /// entry and with it all knowledge of the publish, and whoever had no answer yet repeated it.
+    redone: HashSet<Number>,
+}
+
+impl<'a> History<'a> {
+    fn of(evidence: &'a Evidence, readers: &[Reader<'a>]) -> Self {
+        let mut events: HashMap<Number, Mark> = evidence
+            .published
+            .iter()
+            .map(|(number, event)| {
+                let to = event.accepted.as_ref().map_or(Ms::MAX, |(at, _)| *at);
+                (*number, Mark { from: event.sent, to, place: None })
+            })
+            .collect();
+        let mut slots: HashMap<(&str, u64), usize> = HashMap::new();
+        for (place, survivor) in evidence.survivors.iter().enumerate() {
+            if let Some(mark) = survivor.number.and_then(|number| events.get_mut(&number)) {
+                mark.place = Some(place);
+            }
+            if let Some(slot) = survivor.slot {
+                slots.insert((&survivor.id, slot), place);
+            }
+        }
+        // Nothing was written after somebody had read it.
+        for heard in readers.iter().flat_map(|reader| &reader.heard) {
+            if let What::Event(number) = heard.what
+                && let Some(mark) = events.get_mut(&number)
+            {
+                mark.to = mark.to.min(heard.at);
+            }
+        }
+        let mut ids: HashMap<&str, Mark> = HashMap::new();
+        for heard in readers.iter().flat_map(|reader| &reader.heard) {
+            let Some(id) = heard.id.as_deref() else { continue };
+            let mark = match &heard.what {
+                What::Event(number) => events.get(number).copied(),
+                What::Init(shown) | What::Update(shown) => {
+                    let slot = shown.counted - shown.counted % evidence.interval_ms.max(1);
+                    let place = slots.get(&(without_digest(id), slot)).copied();
+                    Some(Mark { from: shown.counted, to: heard.at, place })
+                }
+                _ => None,
+            };
+            if let Some(mark) = mark {
+                let known = ids.entry(id).or_insert(mark);
+                known.to = known.to.min(mark.to);
+            }
+        }
+        for (number, event) in &evidence.published {
+            if let Some((_, id)) = &event.accepted {
+                ids.entry(id).or_insert(events[number]);
+            }
+        }
+        Self { events, ids, redone: redone(evidence, readers) }
+    }
+
+    fn of_id(&self, id: &str) -> Option<Mark> {
+        self.ids.get(id).or_else(|| self.ids.get(without_digest(id))).copied()
+    }
+
+    /// Where a message stands; none if it has no place of its own.
+    fn of_message(&self, heard: &Heard) -> Option<Mark> {
+        match (&heard.what, heard.id.as_deref()) {
+            (What::Event(number), _) => self.events.get(number).copied(),
+            (What::Update(_), Some(id)) => self.of_id(id),
+            (What::Update(shown), None) if !shown.stale => {
+                Some(Mark { from: shown.counted, to: heard.at, place: None })
+            }
+            _ => None,
+        }
+    }
+
+    /// The holes that this reader was told of.
+    fn holes(&self, reader: &Reader<'_>) -> Vec<Hole> {
+        let beginning = Mark { from: 0, to: 0, place: None };
+        let end = Mark { from: Ms::MAX, to: Ms::MAX, place: None };
+        let next = |at: usize| reader.heard[at..].iter().find_map(|heard| self.of_message(heard)).unwrap_or(end);
+        let mut holes = Vec::new();
+        for (at, heard) in reader.heard.iter().enumerate() {
+            match &heard.what {
+                What::Gap { from, to } => {
+                    let after = from.as_deref().and_then(|id| self.of_id(id)).unwrap_or(beginning);
+                    let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(end));
+                    holes.push(Hole { after, before });
+                }
+                What::Init(_) if at > 0 && !reader.ids => {
+                    let last = reader.heard[..at].iter().rev().find_map(|heard| self.of_message(heard));
+                    holes.push(Hole { after: last.unwrap_or(beginning), before: next(at) });
+                }
+                _ => {}
+            }
+        }
+        holes
+    }
+}
+
+fn redone(evidence: &Evidence, readers: &[Reader<'_>]) -> HashSet<Number> {
+    let mut standing: HashMap<Number, Vec<&str>> = HashMap::new();
+    for survivor in &evidence.survivors {
+        if let Some(number) = survivor.number {
+            standing.entry(number).or_default().push(&survivor.id);
+        }
+    }
+    let elsewhere = |heard: &&Heard| {
+        let (What::Event(number), Some(id)) = (&heard.what, heard.id.as_deref()) else { return None };
+        let ids = standing.get(number)?;
+        (ids.len() == 1 && ids[0] != without_digest(id)).then_some(*number)
+    };
+    readers.iter().flat_map(|reader| &reader.heard).filter_map(elsewhere).collect()
+}
+
+/// The stream's part of a message's id.
+fn without_digest(id: &str) -> &str {
+    match id.match_indices('-').nth(1) {
+        Some((at, _)) => &id[..at],
+        None => id,
+    }
+}
+
+fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut Verdict) {
+    let client = reader.client;
+    if let Some(first) = reader.heard.first()
+        && !matches!(first.what, What::Init(_))
+    {
+        verdict.violation("init first", format!("client {client} first read {:?}", first.what));
+    }
+    verdict.overflows += reader.heard.iter().skip(1).filter(|heard| matches!(heard.what, What::Init(_))).count();
+    for heard in &reader.heard {
+        match &heard.what {
+            What::Event(number) if !evidence.published.contains_key(number) => {
+                verdict.violation("invented", format!("client {client} read event {number}, which nobody published"));
+            }
+            What::Stranger(text) => verdict.violation("invented", format!("client {client} read {text:?}")),
+            What::Gap { .. } if !reader.ids => {
+                verdict.violation("wire", format!("client {client} did not ask for ids and got a gap"));
+            }
+            What::Gap { .. } => verdict.gaps += 1,
+            What::Event(_) => verdict.delivered += 1,
+            What::Init(_) | What::Update(_) | What::Ping => {}
+        }
+    }
+}
+
+// Inv. ORDER: at most once.
+fn check_once(reader: &Reader<'_>, redone: &HashSet<Number>, verdict: &mut Verdict) {
+    let (mut numbers, mut ids) = (HashSet::new(), HashSet::new());
+    for heard in &reader.heard {
+        let again = match &heard.what {
+            What::Event(number) => !numbers.insert(*number) && !redone.contains(number),
+            _ => false,
+        };
+        // An `init` repeats the id of its snapshot.
+        let id_again = !matches!(heard.what, What::Init(_)) && heard.id.as_ref().is_some_and(|id| !ids.insert(id));
+        if again || id_again {
+            verdict.violation(
+                "duplicate",
+                format!("client {} on gateway {} read {:?} twice", reader.client, reader.node, heard),
+            );
+        }
+    }
+}
+
+/// All readers' sequences fit into one: what one read before another, nobody read after it.
+// Inv. ORDER
+fn check_order(readers: &[Reader<'_>], redone: &HashSet<Number>, verdict: &mut Verdict) {
+    let mut followers: HashMap<Number, HashSet<Number>> = HashMap::new();
+    let mut before: HashMap<Number, usize> = HashMap::new();
+    for reader in readers {
+        let all = reader.heard.iter().filter_map(|heard| number_of(heard));
+        let numbers: Vec<Number> = all.filter(|number| !redone.contains(number)).collect();
+        for number in &numbers {
+            before.entry(*number).or_default();
+        }
+        for pair in numbers.windows(2) {
+            if pair[0] != pair[1] && followers.entry(pair[0]).or_default().insert(pair[1]) {
+                *before.entry(pair[1]).or_default() += 1;
+            }
+        }
+    }
+    let mut free: Vec<Number> = before.iter().filter(|(_, count)| **count == 0).map(|(number, _)| *number).collect();
+    while let Some(number) = free.pop() {
+        before.remove(&number);
+        for follower in followers.remove(&number).unwrap_or_default() {
+            let count = before.get_mut(&follower).expect("each follower was counted");
+            *count -= 1;
+            if *count == 0 {
+                free.push(follower);
+            }
+        }
+    }
+    if let Some(one) = before.keys().min() {
+        let what = format!("{} events, event {one} among them, were read in different orders", before.len());
+        verdict.violation("one order", what);
+    }
+}
+
+fn number_of(heard: &Heard) -> Option<Number> {
+    match heard.what {
+        What::Event(number) => Some(number),
+        _ => None,
+    }
+}
+
+// Inv. GAP
+fn check_missing(
+    history: &History<'_>,
+    evidence: &Evidence,
+    reader: &Reader<'_>,
+    announced: &[Hole],
+    lost: &mut HashMap<Number, bool>,
+    verdict: &mut Verdict,
+) {
+    let Some(joined) = reader.heard.first().map(|first| first.at) else { return };
+    let numbers: HashSet<Number> = reader.heard.iter().filter_map(|heard| number_of(heard)).collect();
+    let marks = || numbers.iter().filter_map(|number| history.events.get(number));
+    let last_sent = marks().map(|mark| mark.from).max().unwrap_or(0);
+    let last_place = marks().filter_map(|mark| mark.place).max();
+    for (number, event) in &evidence.published {
+        let Some((accepted, _)) = &event.accepted else { continue };
+        let mark = history.events[number];
+        let before_the_last = *accepted < last_sent || mark.place.is_some_and(|place| Some(place) < last_place);
+        let due = event.sent >= joined && (reader.stayed || before_the_last);
+        if !due || numbers.contains(number) {
+            continue;
+        }
+        let told = announced.iter().any(|hole| hole.covers(mark));
+        match reader.pace {
+            Pace::Prompt => verdict.announced += usize::from(told),
+            Pace::Slow => verdict.announced_to_slow += usize::from(told),
+        }
+        if mark.place.is_none() {
+            *lost.entry(*number).or_insert(true) &= told;
+        } else if !told {
+            verdict.violation(
+                "unannounced loss",
+                format!(
+                    "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which stands in the stream",
+                    reader.client, reader.node, reader.ids, reader.pace
+                ),
+            );
+        }
+    }
+}

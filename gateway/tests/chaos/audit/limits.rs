@@ -1,0 +1,154 @@
+//! The cap of an address, sockets that must stay open, times to heal, and whether the run was worth its name.
+
+use std::collections::HashMap;
+
+use super::{Bounds, CROWD_BACK_MS, RECOVERY_MS, Verdict};
+use crate::evidence::{Ending, Evidence, FaultLog, Ms, Pace, Part, Session, What};
+
+/// Fewer of them would not be a cluster, or not a crowd.
+const NODES_MIN: usize = 3;
+const CLIENTS_MIN: usize = 60;
+const FAULTS_MIN: usize = 3;
+/// A socket that is over the cap for less than this may be one whose end has not been read yet.
+const OVERLAP_MS: Ms = 500;
+/// After an outage of Redis, or of a gateway that slept longer than its lease, nodes have entered anew, and closed what
+/// is over the cap, within this.
+const SETTLED_MS: Ms = 3_000;
+
+pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
+    check_size(evidence, verdict);
+    check_closes(evidence, verdict);
+    check_healing(evidence, bounds, verdict);
+    check_cap(evidence, bounds, verdict);
+}
+
+fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
+    let viewers = evidence.sessions.iter().filter(|session| !session.witness);
+    let clients = viewers.map(|session| session.client).max().map_or(0, |last| last + 1);
+    let confirmed = evidence.faults.iter().filter(|fault| !fault.confirmed.is_empty()).count();
+    if evidence.nodes.len() < NODES_MIN || clients < CLIENTS_MIN || confirmed < FAULTS_MIN {
+        let what = format!("{} gateways, {clients} clients, {confirmed} confirmed faults", evidence.nodes.len());
+        verdict.violation("too small a run", what);
+    }
+}
+
+/// A prompt client's socket ends with its gateway, or when it leaves; the crowded address's also for the cap.
+fn check_closes(evidence: &Evidence, verdict: &mut Verdict) {
+    for (node, log) in evidence.nodes.iter().enumerate() {
+        if log.ended_by_itself {
+            verdict.violation("gateway died", format!("gateway {node} ended, and nobody had ended it"));
+        }
+    }
+    for session in evidence.sessions.iter().filter(|session| session.end != Ending::Left) {
+        verdict.closes += 1;
+        let of_its_gateway = evidence.nodes[session.node].killed.is_some_and(|at| at <= session.closed);
+        let over_cap = session.crowded && session.end == Ending::Closed(1013);
+        if session.pace == Pace::Prompt && !of_its_gateway && !over_cap {
+            let what = format!(
+                "client {} on gateway {} was closed at {}: {:?}",
+                session.client, session.node, session.closed, session.end
+            );
+            verdict.violation("healthy socket closed", what);
+        }
+    }
+}
+
+fn check_healing(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
+    for fault in &evidence.faults {
+        let recovered = healed(evidence, fault.good, |session| !session.crowded);
+        let crowd = healed(evidence, fault.good, |session| session.crowded);
+        verdict.recovery_ms.push(recovered);
+        verdict.crowd_ms.push(crowd);
+        if recovered.is_none_or(|after| after > RECOVERY_MS + bounds.slack_ms) {
+            verdict.violation("not healed in time", format!("{}: {recovered:?} ms", fault.what));
+        }
+        if crowd.is_none_or(|after| after > CROWD_BACK_MS + bounds.slack_ms) {
+            let what = format!("{}: sockets of one address were all live again after {crowd:?} ms", fault.what);
+            verdict.violation("places leaked", what);
+        }
+    }
+}
+
+/// How long after `good` the last of these clients saw a number that was counted, and an event that was sent, after
+/// that; none if one of them never did. Slow readers do not count, nor do witnesses, which end with their gateway.
+fn healed(evidence: &Evidence, good: Ms, concerned: impl Fn(&Session) -> bool) -> Option<Ms> {
+    let mut by_client: HashMap<usize, Option<Ms>> = HashMap::new();
+    let prompt = evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt && !session.witness);
+    for session in prompt.filter(|session| concerned(session)) {
+        let healed = by_client.entry(session.client).or_default();
+        *healed = healed.or_else(|| healed_in(evidence, session, good));
+    }
+    let last = by_client.into_values().try_fold(good, |last, healed| healed.map(|at| last.max(at)))?;
+    Some(last - good)
+}
+
+fn healed_in(evidence: &Evidence, session: &Session, good: Ms) -> Option<Ms> {
+    let first = |wanted: &dyn Fn(&What) -> bool| {
+        let heard = session.heard.iter().find(|heard| wanted(&heard.what))?;
+        Some(heard.at)
+    };
+    // Timestamps of snapshots are whole seconds.
+    let number = first(&|what| match what {
+        What::Init(shown) | What::Update(shown) => !shown.stale && shown.counted + 1_000 > good,
+        _ => false,
+    })?;
+    let event = first(&|what| match what {
+        What::Event(number) => evidence.published.get(number).is_some_and(|event| event.sent >= good),
+        _ => false,
+    })?;
+    Some(number.max(event).max(good))
+}
+
+/// A socket of the crowded address, in time.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    from: Ms,
+    to: Ms,
+}
+
+// Inv. CAP
+fn check_cap(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
+    verdict.refused = evidence.attempts.iter().filter(|attempt| attempt.open_until.is_none()).count();
+    if verdict.refused == 0 {
+        verdict.violation("too small a run", "nobody was ever refused an eleventh socket".to_owned());
+    }
+    let viewers = evidence.sessions.iter().filter(|session| session.crowded).map(Session::held);
+    let others =
+        evidence.attempts.iter().filter_map(|attempt| attempt.open_until.map(|to| Held { from: attempt.at, to }));
+    let held: Vec<Held> = viewers.chain(others).collect();
+    let unsettled = unsettled(evidence, bounds);
+    let mut moments: Vec<Ms> = held.iter().map(|held| held.from).chain(unsettled.iter().map(|(_, to)| *to)).collect();
+    moments.sort_unstable();
+    for from in moments.into_iter().filter(|at| *at < evidence.ended) {
+        // Over the cap at this moment, and still so a little later.
+        let to = from + OVERLAP_MS;
+        let open = held.iter().filter(|held| held.from <= from && held.to >= to).count();
+        let disturbed = unsettled.iter().any(|(begin, end)| *begin <= to && from < *end);
+        // While Redis is away each node goes by its own count.
+        let cap = if disturbed { evidence.cap * evidence.nodes.len() } else { evidence.cap };
+        if open > cap {
+            let what = format!("{open} sockets of one address were open at {from}; {cap} may be");
+            verdict.violation("eleventh socket", what);
+        }
+    }
+}
+
+impl Session {
+    fn held(&self) -> Held {
+        Held { from: self.opened, to: self.closed }
+    }
+}
+
+/// When the cap is each node's own affair: from a fault at Redis, or a gateway's sleep, until all have settled.
+fn unsettled(evidence: &Evidence, bounds: Bounds) -> Vec<(Ms, Ms)> {
+    let slept = |fault: &FaultLog| {
+        let mut sleeps = evidence.nodes.iter().flat_map(|node| &node.frozen);
+        sleeps.any(|(stop, _)| (fault.begun..=fault.good).contains(stop))
+    };
+    evidence
+        .faults
+        .iter()
+        .filter(|fault| fault.part == Part::Redis || slept(fault))
+        .map(|fault| (fault.begun, fault.over + SETTLED_MS + bounds.slack_ms))
+        .collect()
+}

@@ -1,0 +1,414 @@
+//! Planted lies: for each promise a run in which it is broken, which the checker must see, and nothing else.
+
+use super::*;
+use crate::evidence::{
+    Attempt, Ending, FaultLog, Heard, Node, NodeLog, Number, Pace, Part, Published, Session, Shown, Survivor, What,
+};
+
+/// The first moment of the runs here; a whole second, and a whole slot.
+const BEGIN: Ms = 1_765_189_800_000;
+const CLIENTS: usize = 60;
+/// Slots of a run, of a second each, and events in each of them.
+const SLOTS: u64 = 12;
+const EVENTS_OF_SLOT: u64 = 10;
+
+fn event_time(number: Number) -> Ms {
+    BEGIN + 1_000 + Ms::from(number) * 100 + 50
+}
+
+/// A run in which nothing went wrong: each client reads each event 5 ms after it was sent, and each snapshot 5 ms
+/// after its slot began. Client 0 has ids, client 1 is slow, the first ten share an address.
+fn good_run() -> Evidence {
+    let mut evidence = Evidence {
+        interval_ms: 1_000,
+        cap: 10,
+        visitors: 60,
+        ended: BEGIN + (SLOTS + 1) * 1_000 + 500,
+        nodes: vec![NodeLog::default(); 3],
+        ..Evidence::default()
+    };
+    for slot in 0..=SLOTS {
+        let at = BEGIN + slot * 1_000;
+        evidence.survivors.push(Survivor { id: format!("{at}-0"), number: None, slot: Some(at) });
+        for number in (slot * EVENTS_OF_SLOT..(slot + 1) * EVENTS_OF_SLOT).filter(|_| slot < SLOTS) {
+            let number = Number::try_from(number).expect("small");
+            let sent = event_time(number);
+            let id = format!("{sent}-0");
+            evidence.published.insert(number, Published { sent, accepted: Some((sent + 2, id)) });
+        }
+    }
+    let mut numbers: Vec<Number> = evidence.published.keys().copied().collect();
+    numbers.sort_unstable();
+    let entries = numbers.iter().map(|number| Survivor {
+        id: format!("{}-0", event_time(*number)),
+        number: Some(*number),
+        slot: None,
+    });
+    evidence.survivors.extend(entries);
+    evidence.survivors.sort_by_key(|survivor| survivor.id.clone());
+    evidence.sessions = (0..CLIENTS).map(|client| good_session(&evidence, client)).collect();
+    for begun in [BEGIN + 2_000, BEGIN + 4_000, BEGIN + 6_000] {
+        evidence.faults.push(FaultLog {
+            kind: "test",
+            what: "a test".to_owned(),
+            part: Part::Gateway,
+            confirmed: "seen".to_owned(),
+            begun,
+            good: begun,
+            over: begun + 1_500,
+        });
+    }
+    evidence.attempts.push(Attempt { at: BEGIN + 3_000, open_until: None });
+    evidence
+}
+
+fn good_session(evidence: &Evidence, client: usize) -> Session {
+    let shown = |at| Shown { visitors: 60, counted: at, stale: false };
+    let ids = client == 0;
+    let mut heard = vec![Heard { at: BEGIN + 10, id: None, what: What::Init(shown(BEGIN)) }];
+    for survivor in &evidence.survivors[1..] {
+        let id = ids.then(|| format!("{}-abcd", survivor.id));
+        let what = match (survivor.number, survivor.slot) {
+            (Some(number), _) => What::Event(number),
+            (None, slot) => What::Update(shown(slot.expect("an event or a snapshot"))),
+        };
+        let written = survivor.number.map_or_else(|| survivor.slot.expect("as above"), event_time);
+        heard.push(Heard { at: written + 5, id, what });
+    }
+    Session {
+        client,
+        node: client % 3,
+        ids,
+        pace: if client == 1 { Pace::Slow } else { Pace::Prompt },
+        witness: false,
+        crowded: (2..12).contains(&client),
+        resumed: false,
+        opened: BEGIN + 5,
+        heard,
+        closed: evidence.ended,
+        end: Ending::Left,
+    }
+}
+
+/// Spoils a good run, and checks that exactly these rules are found to be broken.
+fn check(rules: &[&str], spoil: impl FnOnce(&mut Evidence)) -> Verdict {
+    let mut evidence = good_run();
+    spoil(&mut evidence);
+    let verdict = audit(&evidence);
+    let mut found: Vec<&str> = verdict.violations.iter().map(|violation| violation.rule).collect();
+    found.dedup();
+    assert_eq!(found, rules, "{:#?}", verdict.violations);
+    verdict
+}
+
+fn place_of(session: &Session, what: impl Fn(&What) -> bool) -> usize {
+    session.heard.iter().position(|heard| what(&heard.what)).expect("it was heard")
+}
+
+fn place_of_event(session: &Session, number: Number) -> usize {
+    place_of(session, |what| *what == What::Event(number))
+}
+
+/// That client never gets these events.
+fn withhold(evidence: &mut Evidence, client: usize, numbers: std::ops::Range<Number>) {
+    let gone = |what: &What| matches!(what, What::Event(number) if numbers.contains(number));
+    evidence.sessions[client].heard.retain(|heard| !gone(&heard.what));
+}
+
+/// Redis has forgotten these events.
+fn lose(evidence: &mut Evidence, numbers: std::ops::Range<Number>) {
+    evidence.survivors.retain(|survivor| survivor.number.is_none_or(|number| !numbers.contains(&number)));
+}
+
+/// An id of an event, as clients with ids see it.
+fn id_of(number: Number) -> Option<String> {
+    Some(format!("{}-0-abcd", event_time(number)))
+}
+
+/// That client is told of a gap right before it reads that event.
+fn announce(evidence: &mut Evidence, client: usize, before: Number, from: Option<String>, to: Option<String>) {
+    let session = &mut evidence.sessions[client];
+    let place = place_of_event(session, before);
+    let at = session.heard[place].at;
+    session.heard.insert(place, Heard { at, id: None, what: What::Gap { from, to } });
+}
+
+#[test]
+fn nothing_is_wrong_where_nothing_went_wrong() {
+    let verdict = check(&[], |_| {});
+    assert_eq!((verdict.offered, verdict.accepted, verdict.delivered), (120, 120, 120 * CLIENTS));
+    assert_eq!((verdict.gaps, verdict.lost_by_redis, verdict.closes, verdict.refused), (0, 0, 0, 1));
+    assert!(verdict.recovery_ms.iter().all(|after| after.is_some_and(|after| after < 100)), "{verdict:?}");
+}
+
+// Inv. GAP
+#[test]
+fn an_event_that_is_missing_is_found_unless_it_was_announced() {
+    check(&["unannounced loss"], |evidence| withhold(evidence, 0, 30..31));
+    check(&["unannounced loss"], |evidence| withhold(evidence, 5, 119..120));
+    let told = check(&[], |evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    assert_eq!((told.gaps, told.announced), (1, 3));
+    // To an id that the client did not get.
+    check(&[], |evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), id_of(32));
+    });
+    // Announced too narrowly, at either end, or elsewhere.
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(30), None);
+    });
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), id_of(31));
+    });
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 60, id_of(55), None);
+    });
+    // Nothing before.
+    check(&[], |evidence| {
+        withhold(evidence, 0, 0..3);
+        announce(evidence, 0, 3, None, None);
+    });
+}
+
+// Inv. GAP: who has no ids is told of its own slowness by a second `init`, and the rest by those who have.
+#[test]
+fn clients_without_ids_are_judged_by_what_their_node_announced() {
+    let init_again = |evidence: &mut Evidence, client: usize, before: Number| {
+        let session = &mut evidence.sessions[client];
+        let place = place_of_event(session, before);
+        let at = session.heard[place].at;
+        let counted = at - at % 1_000;
+        let what = What::Init(Shown { visitors: 60, counted, stale: false });
+        session.heard.insert(place, Heard { at, id: None, what });
+    };
+    check(&[], |evidence| {
+        withhold(evidence, 1, 30..38);
+        init_again(evidence, 1, 38);
+    });
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 1, 30..40);
+        init_again(evidence, 1, 60);
+    });
+    // Client 3 is on the same gateway as client 0, client 4 is not.
+    let node_gap = |evidence: &mut Evidence, client: usize| {
+        withhold(evidence, 0, 30..33);
+        withhold(evidence, client, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    };
+    check(&[], |evidence| node_gap(evidence, 3));
+    check(&["unannounced loss"], |evidence| node_gap(evidence, 4));
+    check(&["wire"], |evidence| announce(evidence, 3, 33, None, None));
+}
+
+#[test]
+fn what_was_under_way_when_a_socket_broke_is_nobodys_fault_but_what_came_before_is() {
+    let break_off = |evidence: &mut Evidence, after: Number| {
+        let node: Node = 2;
+        let session = &mut evidence.sessions[14];
+        let place = place_of_event(session, after);
+        let at = session.heard[place].at;
+        session.heard.truncate(place + 1);
+        (session.closed, session.end) = (at + 1, Ending::Broken);
+        let mut next = good_session(&good_run(), 14);
+        next.opened = at + 2_000;
+        next.heard.retain(|heard| heard.at > at + 2_000);
+        let first = next.heard.iter().position(|heard| matches!(heard.what, What::Update(_))).expect("one comes");
+        next.heard.drain(..first);
+        if let What::Update(shown) = next.heard[0].what {
+            next.heard[0].what = What::Init(shown);
+        }
+        evidence.sessions.push(next);
+        evidence.nodes[node].killed = Some(at);
+        // Its other clients are not at issue.
+        for session in evidence.sessions.iter_mut().filter(|session| session.client != 14 && session.node == node) {
+            session.node = 1;
+        }
+    };
+    let verdict = check(&[], |evidence| break_off(evidence, 40));
+    assert_eq!(verdict.closes, 1);
+    check(&["unannounced loss"], |evidence| {
+        break_off(evidence, 40);
+        withhold(evidence, 14, 30..31);
+    });
+}
+
+#[test]
+fn what_redis_lost_is_counted_apart() {
+    let verdict = check(&[], |evidence| {
+        lose(evidence, 30..33);
+        (0..CLIENTS).for_each(|client| withhold(evidence, client, 30..33));
+    });
+    assert_eq!((verdict.lost_by_redis, verdict.lost_unannounced), (3, 3));
+    let verdict = check(&[], |evidence| {
+        lose(evidence, 30..33);
+        (0..CLIENTS).step_by(3).for_each(|client| withhold(evidence, client, 30..33));
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    assert_eq!((verdict.lost_by_redis, verdict.lost_unannounced), (3, 0));
+}
+
+// Inv. ORDER
+#[test]
+fn what_comes_twice_or_in_another_order_or_from_nobody_is_found() {
+    check(&["duplicate"], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let again = session.heard[place_of_event(session, 50)].clone();
+        let place = place_of_event(session, 50) + 1;
+        session.heard.insert(place, again);
+    });
+    // Redis lost the first entry, and the second stands there.
+    let again = |evidence: &mut Evidence, first_id: &str| {
+        let session = &mut evidence.sessions[0];
+        let place = place_of_event(session, 50);
+        let mut first = session.heard[place].clone();
+        first.id = Some(first_id.to_owned());
+        session.heard.insert(place - 3, first);
+    };
+    let verdict = check(&[], |evidence| again(evidence, "1-0-abcd"));
+    assert_eq!(verdict.redone, 1);
+    check(&["duplicate", "one order"], |evidence| {
+        again(evidence, "1-0-abcd");
+        evidence.survivors.insert(0, Survivor { id: "1-0".to_owned(), number: Some(50), slot: None });
+    });
+    check(&["one order"], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let (one, other) = (place_of_event(session, 50), place_of_event(session, 51));
+        session.heard.swap(one, other);
+    });
+    check(&["invented"], |evidence| {
+        let heard = Heard { at: BEGIN + 5_000, id: None, what: What::Event(4_711) };
+        evidence.sessions[4].heard.push(heard);
+    });
+    check(&["invented"], |evidence| {
+        let what = What::Stranger("{}".to_owned());
+        evidence.sessions[4].heard.push(Heard { at: BEGIN + 5_000, id: None, what });
+    });
+    check(&["init first"], |evidence| {
+        evidence.sessions[4].heard.remove(0);
+    });
+}
+
+// Inv. SLOT
+#[test]
+fn a_second_snapshot_of_a_slot_is_found() {
+    check(&["one snapshot per slot"], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let place = place_of(session, |what| matches!(what, What::Update(shown) if shown.counted == BEGIN + 5_000));
+        let mut again = session.heard[place].clone();
+        again.at += 300;
+        session.heard.insert(place + 4, again);
+    });
+    // A repetition that is flagged is none.
+    check(&[], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let what = What::Update(Shown { visitors: 60, counted: BEGIN + 5_000, stale: true });
+        let place = place_of_event(session, 45);
+        let at = session.heard[place].at;
+        session.heard.insert(place, Heard { at, id: None, what });
+    });
+    check(&["one snapshot per slot"], |evidence| {
+        let twice = evidence.survivors.iter().rfind(|survivor| survivor.slot.is_some()).expect("snapshots").clone();
+        evidence.survivors.push(twice);
+    });
+}
+
+#[test]
+fn an_old_number_that_looks_fresh_is_found() {
+    // Snapshots stay away for four seconds, and nobody says so.
+    let silence = |evidence: &mut Evidence| {
+        let late = |what: &What| matches!(what, What::Update(shown) if (BEGIN + 4_000..BEGIN + 8_000).contains(&shown.counted));
+        evidence.sessions[4].heard.retain(|heard| !late(&heard.what));
+    };
+    check(&["unflagged stale number"], silence);
+    let flagged = check(&[], |evidence| {
+        silence(evidence);
+        let session = &mut evidence.sessions[4];
+        let what = What::Update(Shown { visitors: 60, counted: BEGIN + 3_000, stale: true });
+        let place = place_of_event(session, 50);
+        let at = session.heard[place].at;
+        session.heard.insert(place, Heard { at, id: None, what });
+    });
+    assert!(flagged.detection_ms[1] > 2_500, "{:?}", flagged.detection_ms);
+    // A gateway that is stopped can say nothing, but may not tell old news afterwards.
+    let asleep = |evidence: &mut Evidence| {
+        silence(evidence);
+        evidence.nodes[1].frozen.push((BEGIN + 3_500, BEGIN + 7_500));
+    };
+    check(&[], asleep);
+    check(&["unflagged stale number"], |evidence| {
+        asleep(evidence);
+        let session = &mut evidence.sessions[4];
+        let what = What::Update(Shown { visitors: 60, counted: BEGIN + 4_000, stale: false });
+        let place = place_of_event(session, 69);
+        session.heard.insert(place, Heard { at: BEGIN + 7_990, id: None, what });
+    });
+}
+
+#[test]
+fn a_number_that_is_too_high_or_stays_too_low_is_found() {
+    check(&["wrong number"], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let place = place_of(session, |what| matches!(what, What::Update(_)));
+        session.heard[place].what = What::Update(Shown { visitors: 61, counted: BEGIN + 1_000, stale: false });
+    });
+    check(&["wrong number"], |evidence| {
+        let session = &mut evidence.sessions[4];
+        let last = session.heard.iter_mut().rfind(|heard| matches!(heard.what, What::Update(_)));
+        last.expect("snapshots").what =
+            What::Update(Shown { visitors: 59, counted: BEGIN + SLOTS * 1_000, stale: false });
+    });
+}
+
+// Inv. CAP
+#[test]
+fn an_eleventh_socket_is_found() {
+    let eleventh = |evidence: &mut Evidence| {
+        evidence.attempts.push(Attempt { at: BEGIN + 9_000, open_until: Some(BEGIN + 10_000) });
+    };
+    check(&["eleventh socket"], eleventh);
+    // The end of another had not been read yet.
+    check(&[], |evidence| {
+        evidence.attempts.push(Attempt { at: BEGIN + 9_000, open_until: Some(BEGIN + 9_400) });
+    });
+    // Each gateway goes by its own count while Redis is away, and until all have settled, but no longer.
+    let redis_away = |evidence: &mut Evidence, over: Ms| {
+        eleventh(evidence);
+        (evidence.faults[2].part, evidence.faults[2].over) = (Part::Redis, over);
+    };
+    check(&[], |evidence| redis_away(evidence, BEGIN + 7_500));
+    check(&["eleventh socket"], |evidence| redis_away(evidence, BEGIN + 5_000));
+    check(&["too small a run"], |evidence| evidence.attempts.clear());
+}
+
+#[test]
+fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
+    check(&["healthy socket closed"], |evidence| evidence.sessions[20].end = Ending::Closed(1011));
+    check(&[], |evidence| evidence.sessions[1].end = Ending::Closed(4408));
+    check(&["gateway died"], |evidence| evidence.nodes[1].ended_by_itself = true);
+}
+
+#[test]
+fn what_heals_too_late_is_found() {
+    let dead_from = |evidence: &mut Evidence, client: usize, from: Ms| {
+        // Flagged in time, but fresh only eleven seconds after the beginning.
+        let session = &mut evidence.sessions[client];
+        for heard in &mut session.heard {
+            if let What::Update(shown) = &mut heard.what
+                && (from..BEGIN + 11_000).contains(&heard.at)
+            {
+                (shown.counted, shown.stale) = (BEGIN + 1_000, true);
+            }
+        }
+    };
+    check(&["not healed in time"], |evidence| dead_from(evidence, 20, BEGIN + 3_000));
+    // Who waits for a place of a dead gateway's has to wait for its lease to run out.
+    check(&[], |evidence| dead_from(evidence, 4, BEGIN + 3_000));
+    check(&["places leaked"], |evidence| dead_from(evidence, 4, BEGIN + 1_500));
+    check(&["too small a run"], |evidence| evidence.faults[1].confirmed.clear());
+}

@@ -1,0 +1,203 @@
+//! What a run has left behind: everything that the checker judges by, and nothing else.
+//!
+//! It is gathered by the lab's own clients and producers. Nothing in it comes from a gateway but what a client of that
+//! gateway could read, so no metric and no log can talk the checker out of what clients saw.
+
+use std::collections::HashMap;
+
+/// Milliseconds since the Unix epoch, by the lab's clock. Redis runs on the same machine, so timestamps of snapshots
+/// are on the same scale.
+pub(crate) type Ms = u64;
+
+/// The number of an event: producers give each its own.
+pub(crate) type Number = u32;
+
+/// A gateway process. One that was started again is another.
+pub(crate) type Node = usize;
+
+/// Everything about one run.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    /// Length of a slot.
+    pub(crate) interval_ms: Ms,
+    /// Sockets that one address may hold.
+    pub(crate) cap: usize,
+    /// Visitors: how many there are from when all clients have connected.
+    pub(crate) visitors: u64,
+    /// The longest time for which the lab itself was not scheduled: who waits for a processor is not late.
+    pub(crate) stall_ms: Ms,
+    /// When the clients were told to leave.
+    pub(crate) ended: Ms,
+    /// All gateway processes.
+    pub(crate) nodes: Vec<NodeLog>,
+    /// All sockets of viewers.
+    pub(crate) sessions: Vec<Session>,
+    /// All events, by number.
+    pub(crate) published: HashMap<Number, Published>,
+    /// What stands in the stream at the end, in its order.
+    pub(crate) survivors: Vec<Survivor>,
+    /// What was done to the system, in order.
+    pub(crate) faults: Vec<FaultLog>,
+    /// Sockets that were opened, or tried, beside those of the viewers to get over the cap.
+    pub(crate) attempts: Vec<Attempt>,
+}
+
+/// The life of a gateway process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeLog {
+    /// When the lab ended it.
+    pub(crate) killed: Option<Ms>,
+    /// When it was stopped, from and to.
+    pub(crate) frozen: Vec<(Ms, Ms)>,
+    /// It ended, and not by the lab.
+    pub(crate) ended_by_itself: bool,
+}
+
+/// What kind of client it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Reads at once what comes.
+    Prompt,
+    /// Does not read for seconds.
+    Slow,
+}
+
+/// One socket of a viewer, from its 101 to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    /// Whose.
+    pub(crate) client: usize,
+    /// The gateway at the other end.
+    pub(crate) node: Node,
+    /// It asked for ids.
+    pub(crate) ids: bool,
+    /// How it reads.
+    pub(crate) pace: Pace,
+    /// It belongs to its gateway, and does not come again when that has ended.
+    pub(crate) witness: bool,
+    /// It is one of the many sockets of one address.
+    pub(crate) crowded: bool,
+    /// It named the last id of the socket before and so goes on where that ended.
+    pub(crate) resumed: bool,
+    /// When the 101 was read.
+    pub(crate) opened: Ms,
+    /// What was read, in order.
+    pub(crate) heard: Vec<Heard>,
+    /// When it ended.
+    pub(crate) closed: Ms,
+    /// How.
+    pub(crate) end: Ending,
+}
+
+/// How a socket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The viewer left because the run was over.
+    Left,
+    /// Closed by the gateway, with this code.
+    Closed(u16),
+    /// The connection broke.
+    Broken,
+}
+
+/// One message, and when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// When.
+    pub(crate) at: Ms,
+    /// Its id, if it has one.
+    pub(crate) id: Option<String>,
+    /// What it says.
+    pub(crate) what: What,
+}
+
+/// What a message says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum What {
+    /// `init`.
+    Init(Shown),
+    /// `realtime_update`.
+    Update(Shown),
+    /// `new_event` of a producer of the lab.
+    Event(Number),
+    /// `gap`.
+    Gap {
+        /// The last id that the client surely has.
+        from: Option<String>,
+        /// The last id that it will not get.
+        to: Option<String>,
+    },
+    /// `ping`.
+    Ping,
+    /// Something that nobody published.
+    Stranger(String),
+}
+
+/// A number of visitors, as it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// How many.
+    pub(crate) visitors: u64,
+    /// When they were counted; whole seconds.
+    pub(crate) counted: Ms,
+    /// Flagged as stale.
+    pub(crate) stale: bool,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// When it was given away.
+    pub(crate) sent: Ms,
+    /// When its acceptance was known, and its id in the stream (without digest). None: refused, or no answer; it may
+    /// stand in the stream all the same.
+    pub(crate) accepted: Option<(Ms, String)>,
+}
+
+/// An entry of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Survivor {
+    /// Its id in the stream.
+    pub(crate) id: String,
+    /// Which event it is.
+    pub(crate) number: Option<Number>,
+    /// Which slot it is the snapshot of.
+    pub(crate) slot: Option<u64>,
+}
+
+/// Where a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Redis, or the way to it.
+    Redis,
+    /// A gateway.
+    Gateway,
+}
+
+/// One fault.
+#[derive(Debug, Clone)]
+pub(crate) struct FaultLog {
+    /// Its kind, for the summary.
+    pub(crate) kind: &'static str,
+    /// What was done exactly.
+    pub(crate) what: String,
+    /// Where.
+    pub(crate) part: Part,
+    /// How its effect was seen from outside.
+    pub(crate) confirmed: String,
+    /// When it began.
+    pub(crate) begun: Ms,
+    /// When the system had all that it needs again: a primary, a path, a process that runs.
+    pub(crate) good: Ms,
+    /// When the lab had seen that all is well, or had waited in vain, and went on.
+    pub(crate) over: Ms,
+}
+
+/// An attempt to get one more socket for the crowded address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// When it was answered.
+    pub(crate) at: Ms,
+    /// Until when the socket was open; none when it was refused for the cap.
+    pub(crate) open_until: Option<Ms>,
+}
