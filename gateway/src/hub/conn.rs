@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 
 use super::catch_up::{Progress, catch_up};
 use super::core::Core;
-use super::outbox::{Content, Loss, Outbox};
+use super::outbox::{Content, Loss, Outbox, Resync};
 use super::parcel::Parcel;
 use super::replay::Replay;
 use super::sweep::{Action, Limits, Pulse, SweepTime};
@@ -128,38 +128,36 @@ impl Conn {
     /// written.
     // Inv. ORDER: nothing was written before, because the guard has been held since the socket was put into the map.
     pub(super) fn join(&self, core: &Core, inner: &mut Inner, answer: &Bytes, resume: Option<EventId>) -> u64 {
-        let waiting = resume.map(|last| (last, core.waiting()));
-        let start = if waiting.is_some() { core.resync(inner.ids) } else { core.greeting(inner.ids) };
-        inner.sequence = start.sequence;
-        let sent = self.greet(core, inner, (answer, start.init), resume.or(start.last_id));
-        if let Some((last, waiting)) = waiting {
-            let outbox = inner.outbox.get_or_insert_default();
-            outbox.replay = Some(Box::new(Replay::new(last, start.state, waiting)));
-        }
+        let Some(last) = resume else {
+            let greeting = core.greeting(inner.ids);
+            return self.greet(core, inner, answer, greeting);
+        };
+        // Before it is looked where the stream is; see `Core::waiting`.
+        let waiting = core.waiting();
+        let greeting = Resync { last_id: resume, ..core.resync(inner.ids) };
+        let replay = Replay::new(last, greeting.state, waiting);
+        let sent = self.greet(core, inner, answer, greeting);
+        inner.outbox.get_or_insert_default().replay = Some(Box::new(replay));
         sent
     }
 
-    /// Both in one write, if there are both.
-    fn greet(
-        &self,
-        core: &Core,
-        inner: &mut Inner,
-        (answer, init): (&Bytes, Option<Bytes>),
-        last_id: Option<EventId>,
-    ) -> u64 {
-        let content = Content::State(None);
-        let messages = u64::from(init.is_some());
-        let bytes = match init {
-            Some(init) if answer.is_empty() => return self.offer(core, inner, &Parcel::single(init, content), last_id),
+    fn greet(&self, core: &Core, inner: &mut Inner, answer: &Bytes, greeting: Resync) -> u64 {
+        inner.sequence = greeting.sequence;
+        let bytes = match greeting.init {
+            Some(init) if answer.is_empty() => init,
             Some(init) => [&answer[..], &init[..]].concat().into(),
             None if answer.is_empty() => return 0,
             None => answer.clone(),
         };
+        let messages = u64::from(bytes.len() > answer.len());
+        if answer.is_empty() {
+            return self.offer(core, inner, &Parcel::single(bytes, Content::State(None)), greeting.last_id);
+        }
+        // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
+        // replaces, and must leave.
         match self.write(inner, &bytes) {
-            // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
-            // replaces, and must leave.
             Some(written) if written < bytes.len() => {
-                inner.queue_half(core, bytes.slice(written..), content, last_id);
+                inner.queue_half(core, bytes.slice(written..), Content::State(None), greeting.last_id);
                 0
             }
             Some(_) => messages,
@@ -412,6 +410,11 @@ impl Inner {
         }
     }
 
+    /// Whether the past is being read instead of passes.
+    fn is_catching_up(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.replay.is_some())
+    }
+
     /// Begins an outbox with the rest of what was begun.
     fn queue_half(&mut self, core: &Core, rest: Bytes, content: Content, last_id: Option<EventId>) {
         let outbox = self.outbox.get_or_insert_default();
@@ -420,11 +423,6 @@ impl Inner {
         outbox.push_half(rest, content);
         core.settle(before, outbox.bytes());
         self.wake();
-    }
-
-    /// Whether the past is being read instead of passes.
-    fn is_catching_up(&self) -> bool {
-        self.outbox.as_ref().is_some_and(|outbox| outbox.replay.is_some())
     }
 
     fn discard(&mut self, core: &Core) {

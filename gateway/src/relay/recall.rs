@@ -98,9 +98,7 @@ mod tests {
             event_type: Name::parse("event_type", Some("page_view")).expect("a name"),
             page_url: PagePath::parse("page_url", Some("/")).expect("a path"),
         });
-        let mut number = 0;
-        for left in (1..=events).rev().step_by(500) {
-            number += 1;
+        for (number, left) in (1..).zip((1..=events).rev().step_by(500)) {
             let items = vec![page.clone(); left.min(500)];
             let (node, lease, touch, traceparent) = (NodeId::from_random(1), None, None, None);
             memory.publish(&Publish { node, number, lease, items, touch, traceparent }).await.expect("answers");
