@@ -393,6 +393,11 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     /// none came. One caller at a time: on Redis it has a connection of its own.
     async fn read_from(&self, after: StreamId, count: usize, block: Duration) -> Result<Vec<Entry>>;
 
+    /// Says that reads are answered and yet the snapshots that must come do not: whatever answers may not be what
+    /// everybody else writes to. The way of [`Self::read_from`] is made anew, by name and address, and a read that is
+    /// under way fails. Returns at once.
+    fn distrust_reads(&self);
+
     /// The newest `count` entries, oldest first. Its bound is that of each page in which a long past is read.
     async fn newest(&self, count: usize) -> Result<Vec<Entry>>;
 

@@ -109,6 +109,8 @@ pub struct Relay {
     primed: watch::Sender<bool>,
     /// The place in the stream must be checked before it is read.
     in_doubt: bool,
+    /// The last read failed.
+    reads_fail: bool,
     /// Entries of the next read.
     read_max: usize,
     /// How many entries are looked through for a place to go on from.
@@ -132,6 +134,7 @@ impl Relay {
             last: None,
             primed: watch::Sender::new(false),
             in_doubt: false,
+            reads_fail: false,
             read_max: READ_MAX,
             look_back: STREAM_ENTRIES_MAX,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
@@ -218,6 +221,7 @@ impl Relay {
         let read = self.attend(backplane.read_from(self.cursor.position(), asked, READ_BLOCK)).await;
         // Half of it may arrive in time: asked for the same again, it never would.
         self.read_max = if read == Err(BackplaneError::Timeout) { asked / 2 } else { asked * 2 }.clamp(1, READ_MAX);
+        self.reads_fail = read.is_err();
         let entries = read?;
         let slept = self.parts.clock.now().saturating_sub(begun) > READ_BLOCK + self.parts.tick_interval;
         if slept || self.in_doubt || !self.follows(&entries).await? {
@@ -369,6 +373,10 @@ impl Relay {
         // Silence is a reason to doubt the place, and to take whatever snapshot comes.
         self.in_doubt = true;
         self.gate.forget();
+        if !self.reads_fail {
+            // Somebody answers, but is it who everybody else talks to? A connection that breaks is looked after already.
+            self.parts.backplane.distrust_reads();
+        }
         if turn == Turn::Stale {
             self.parts.metrics.stale.set(1);
             tracing::warn!("no snapshot for two intervals; the number is shown as stale");

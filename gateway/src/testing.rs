@@ -24,6 +24,7 @@ use crate::backplane::{
 pub(crate) enum Call {
     Publish,
     ReadFrom,
+    DistrustReads,
     Newest,
     UpTo,
     Entry,
@@ -169,6 +170,9 @@ impl Backplane for Unreliable {
             return Ok(forged);
         }
         self.through(Call::ReadFrom, self.inner().read_from(after, count, block)).await
+    }
+    fn distrust_reads(&self) {
+        self.seen.send_modify(|seen| *seen.entry(Call::DistrustReads).or_default() += 1);
     }
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
         self.through(Call::Newest, self.inner().newest(count)).await

@@ -140,6 +140,7 @@ impl Backplane for Fake {
     async fn read_from(&self, _after: StreamId, _count: usize, _block: Duration) -> Result<Vec<Entry>> {
         Err(BackplaneError::Unreachable)
     }
+    fn distrust_reads(&self) {}
     async fn newest(&self, _count: usize) -> Result<Vec<Entry>> {
         Err(BackplaneError::Unreachable)
     }

@@ -199,6 +199,10 @@ impl Backplane for RedisBackplane {
         self.counted(self.read_stream(after, count, block).await)
     }
 
+    fn distrust_reads(&self) {
+        self.reader.suspect();
+    }
+
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
         self.counted(self.entries_up_to("+".to_owned(), count).await)
     }

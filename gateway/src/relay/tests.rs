@@ -209,6 +209,27 @@ async fn an_old_snapshot_greets_only_as_stale_and_only_when_no_tick_came_in_time
         .await;
 }
 
+// A connection that is broken is looked after by those who own it; breaking it once more would only hinder them.
+#[tokio::test]
+async fn an_outage_is_no_reason_to_distrust_who_answers() {
+    let mut world = World::new();
+    world.tick().await;
+    world
+        .with_relay(async |world| {
+            world.listening().await;
+            world.backplane.fail(Call::ReadFrom, [Fault::Lost; 1_000]);
+            // Wakes the read that is under way; those that follow fail.
+            let last = world.event("/a").await;
+            while world.next().await.id != Some(last) {}
+            let before = world.backplane.count(Call::DistrustReads);
+            for _ in 0..3 {
+                assert_eq!(world.next().await.kind, MessageKind::RealtimeUpdate, "repeated as stale");
+            }
+            assert_eq!(world.backplane.count(Call::DistrustReads), before);
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn the_first_tick_primes_a_node_that_found_nothing() {
     let mut world = World::new();
@@ -243,6 +264,8 @@ async fn silence_is_shown_and_ends_with_the_next_snapshot() {
             assert_eq!(news.text, encode_update(fresh, Freshness::Fresh));
         })
         .await;
+    // A read that is answered in silence is made anew, until the snapshots come.
+    assert!(world.backplane.count(Call::DistrustReads) >= 2);
     assert_eq!(world.metrics.stale.value(), 0);
 }
 

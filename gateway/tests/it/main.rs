@@ -13,6 +13,7 @@ mod cap_model;
 mod cap_storm;
 mod cluster;
 mod contract;
+mod cursor;
 mod election_cases;
 mod embedded;
 mod failures;

@@ -109,6 +109,7 @@ impl Backplane for Wire {
     async fn read_from(&self, _after: StreamId, _count: usize, _block: Duration) -> Result<Vec<Entry>> {
         Err(NOT_ASKED)
     }
+    fn distrust_reads(&self) {}
     async fn newest(&self, _count: usize) -> Result<Vec<Entry>> {
         Err(NOT_ASKED)
     }

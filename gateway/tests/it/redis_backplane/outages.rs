@@ -181,3 +181,33 @@ async fn a_burst_on_the_legacy_channel_arrives_whole() {
     }
     assert_eq!(metrics.legacy.value(Legacy::Overflow), 0);
 }
+
+/// Reads that are answered by the wrong server can only be led elsewhere by connecting anew.
+#[tokio::test]
+async fn distrusted_reads_get_a_connection_of_their_own_anew_and_nothing_else_does() {
+    let redis = scratch();
+    let mut resp = Resp::to(&redis).await;
+    let (backplane, _) = connect(&redis.url());
+    back(&backplane).await;
+    let reader = Arc::clone(&backplane);
+    let mut reads = JoinSet::new();
+    reads.spawn(async move { reader.read_from(StreamId::ZERO, 1, Duration::from_secs(60)).await });
+    until("the read is under way", BACK_WITHIN, async || blocked(&mut resp).await.then_some(())).await;
+    let ids = async |resp: &mut Resp| -> Vec<String> {
+        let list = resp.call(&["CLIENT", "LIST"]).await;
+        list.text().lines().filter_map(|line| line.strip_prefix("id=")?.split(' ').next()).map(str::to_owned).collect()
+    };
+    let before = ids(&mut resp).await;
+    backplane.distrust_reads();
+    let read = bounded(async { Ok(reads.join_next().await) }).await.expect("in time").expect("started").expect("ends");
+    assert!(matches!(read, Err(BackplaneError::Unreachable | BackplaneError::Timeout)), "{read:?}");
+    // Commands go on meanwhile, on their own connection.
+    bounded(backplane.publish(&page(node(1), 1))).await.expect("done");
+    let entries = until("reads go on", BACK_WITHIN, async || {
+        bounded(backplane.read_from(StreamId::ZERO, 10, Duration::from_millis(10))).await.ok()
+    });
+    assert_eq!(entries.await.len(), 1);
+    let after = ids(&mut resp).await;
+    let gone = before.iter().filter(|id| !after.contains(id)).count();
+    assert_eq!((gone, after.len()), (1, before.len()), "{before:?} {after:?}");
+}
