@@ -207,6 +207,8 @@ fn a_call_that_was_given_up_and_arrives_is_made_good() {
 #[test]
 fn what_a_restart_has_lost_is_told_again() {
     check(&[FIRST, Step::Save, FIRST, Step::Restart, SECOND, SECOND]);
+    // Nor is a place taken again that was given back.
+    check(&[FIRST, Step::Save, Step::Disconnect { node: 0, which: 0 }, Step::Restart]);
 }
 
 // Inv. CAP: a node was taken for dead, others were let in in the place of its sockets, and then the backplane was away
