@@ -395,8 +395,7 @@ impl Admission {
         let mut asked = Asked { admission: self, address, answered: false };
         let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
-            // All have left since; the mark that they set does the rest.
-            turn.told = Told::Yes;
+            // All have left since, and that is told like any change.
             return Ok(None);
         }
         let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;

@@ -122,11 +122,12 @@ impl Counts {
         self.busy.insert(address).then(|| self.held(address))
     }
 
-    /// As [`Self::begin`], to ask about all sockets that the address has now. Who is let in alone from here on is
-    /// asked about another time.
+    /// As [`Self::begin`], to ask about all sockets that the address has now: nothing else is to be told of it then.
+    /// Who is let in alone from here on is asked about another time.
     pub(super) fn begin_admission(&mut self, address: AddressHash) -> Option<u32> {
         let held = self.begin(address)?;
         self.unadmitted.remove(&address);
+        self.dirty.remove(&address);
         Some(held)
     }
 
@@ -383,6 +384,7 @@ mod tests {
         assert!(!counts.has_work() && counts.begin_batch(9).is_empty());
         assert_eq!(counts.unadmitted(), [address(1)]);
         assert_eq!(counts.begin_admission(address(1)), Some(2));
+        assert!(!counts.dirty.contains(&address(1)), "the number before the answer is not told after it");
         // One more while the question is open is another question.
         counts.hold_alone(address(1));
         counts.end(address(1), Told::Yes);
