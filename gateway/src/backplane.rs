@@ -292,7 +292,9 @@ pub struct Admit {
 pub enum AdmitReply {
     /// All `wanted` are counted.
     Granted,
-    /// Only this many (less than `wanted`, and at most `held`) fit beside what live members hold, and are counted.
+    /// Less than `wanted` fit beside what live members hold. Who asked for one more keeps what it holds, and that is
+    /// counted, be it too many or not: a refusal never hides a socket that stays. Who asked about what it holds is told
+    /// how many of those fit, has to close the others, and is counted with what fits.
     Refused {
         /// How many of the node's own are counted now.
         counted: u32,

@@ -100,6 +100,7 @@ contract! {
         addresses_are_counted_apart,
         a_dead_node_counts_no_more,
         readmission_takes_what_fits,
+        a_refusal_hides_no_socket_that_stays,
         counts_are_stated_not_added,
         zero_forgets,
         who_is_no_member_is_not_admitted,
