@@ -57,6 +57,7 @@ chaos-planted: redis-server ## Does the failure lab find bugs that are planted f
 .PHONY: acceptance
 acceptance: redis-server ## The slow tests: real intervals, minutes each
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it -- --ignored acceptance_
+	$(CARGO) test --locked --profile fast -p gateway --test model -- --ignored acceptance_
 
 .PHONY: bench-idle
 bench-idle: redis-server ## Memory and CPU of idle sockets: the slope from 2,000 to 18,000, over ten minutes

@@ -212,6 +212,7 @@ impl Admission {
     pub fn sweep(&self) {
         self.rate.sweep();
         self.visitors.lock().sweep(self.clock.now());
+        self.counts.lock().forget_left();
     }
 
     /// Waits until the count of some address has to be told. Cancel safe; for one waiter, who gathers for a moment
@@ -261,7 +262,8 @@ impl Admission {
         }
     }
 
-    /// Has the count of every address told anew: the remedy for what nobody thought of.
+    /// Has the count of every address told anew, also of those whose last socket has ended within half a minute: the
+    /// remedy for what the backplane has forgotten, and for what nobody thought of.
     pub fn mark_all_dirty(&self) {
         self.counts.lock().mark_all();
         self.work.notify_one();
@@ -393,8 +395,7 @@ impl Admission {
         let mut asked = Asked { admission: self, address, answered: false };
         let (held, cap) = (turn.held, self.settings.max_per_address);
         if held == 0 {
-            // All have left since; the mark that they set does the rest.
-            turn.told = Told::Yes;
+            // All have left since, and that is told like any change.
             return Ok(None);
         }
         let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;

@@ -105,7 +105,7 @@ impl Entry {
 }
 
 /// What makes a stream entry a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TickMark {
     /// The reign that published it.
     pub epoch: Epoch,
@@ -161,7 +161,7 @@ pub enum PublishReply {
 // ---------------------------------------------------------------------------------------------- the ticker
 
 /// The right to tick: a node and its reign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// The holder.
     pub node: NodeId,
@@ -170,7 +170,7 @@ pub struct Lease {
 }
 
 /// What a node that wants to be, or to stay, the ticker is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClaimReply {
     /// The lease, if the asking node holds it now.
     pub lease: Option<Lease>,
@@ -292,7 +292,9 @@ pub struct Admit {
 pub enum AdmitReply {
     /// All `wanted` are counted.
     Granted,
-    /// Only this many (less than `wanted`, and at most `held`) fit beside what live members hold, and are counted.
+    /// Less than `wanted` fit beside what live members hold. Who asked for one more keeps what it holds, and that is
+    /// counted, be it too many or not: a refusal never hides a socket that stays. Who asked about what it holds is told
+    /// how many of those fit, has to close the others, and is counted with what fits.
     Refused {
         /// How many of the node's own are counted now.
         counted: u32,

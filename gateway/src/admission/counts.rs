@@ -9,6 +9,10 @@
 //! - **A change after the count was taken leaves the address dirty.** A batch takes the mark away when it takes the
 //!   count, so a change in between sets it again, and a batch that failed sets it for all.
 //!
+//! And what was told may be forgotten: a backplane that restarts may lack the last seconds, and count sockets again whose
+//! end it had been told. So addresses that have left are remembered for a while ([`Counts::forget_left`]), to be told
+//! anew with all others.
+//!
 //! An entry exists only while an address has sockets or handshakes here, so the map is bounded by the node's cap;
 //! dirty marks are bounded by [`DIRTY_MAX`].
 
@@ -22,6 +26,11 @@ use crate::backplane::AddressHash;
 /// itself within the hour.
 // Inv. BOUND
 pub(super) const DIRTY_MAX: usize = 100_000;
+
+/// The most addresses that are remembered after they have left, in each of two times. Of more, the end is not told
+/// again; a backplane that has forgotten it counts them until it forgets them, too, within the hour.
+// Inv. BOUND
+const LEFT_MAX: usize = 50_000;
 
 /// The sockets of one address on this node.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +49,8 @@ pub(super) struct Counts {
     busy: HashSet<AddressHash>,
     /// Have sockets that the cluster did not let in. Only addresses with sockets, so bounded by them.
     unadmitted: HashSet<AddressHash>,
+    /// Had sockets or handshakes, and have none: since the last time that some were forgotten, and in the time before.
+    left: [HashSet<AddressHash>; 2],
 }
 
 /// The address has as many sockets and handshakes here as it may have anywhere.
@@ -111,11 +122,12 @@ impl Counts {
         self.busy.insert(address).then(|| self.held(address))
     }
 
-    /// As [`Self::begin`], to ask about all sockets that the address has now. Who is let in alone from here on is
-    /// asked about another time.
+    /// As [`Self::begin`], to ask about all sockets that the address has now: nothing else is to be told of it then.
+    /// Who is let in alone from here on is asked about another time.
     pub(super) fn begin_admission(&mut self, address: AddressHash) -> Option<u32> {
         let held = self.begin(address)?;
         self.unadmitted.remove(&address);
+        self.dirty.remove(&address);
         Some(held)
     }
 
@@ -154,9 +166,22 @@ impl Counts {
         self.dirty.is_empty() && self.busy.is_empty()
     }
 
-    /// Every address is to be told anew.
+    /// Every address is to be told anew, also those that have left of late.
+    // Inv. CAP: a place that was given back stays given back.
     pub(super) fn mark_all(&mut self) {
         self.dirty.extend(self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address));
+        for address in self.left.iter().flatten() {
+            // Inv. BOUND
+            if self.dirty.len() < DIRTY_MAX {
+                self.dirty.insert(*address);
+            }
+        }
+    }
+
+    /// Forgets the addresses that had left when this was called last.
+    pub(super) fn forget_left(&mut self) {
+        self.left.swap(0, 1);
+        self.left[0] = HashSet::new();
     }
 
     /// The addresses that have sockets.
@@ -184,6 +209,9 @@ impl Counts {
             }
             if *entry.get() == Sockets::default() {
                 entry.remove();
+                if self.left[0].len() < LEFT_MAX {
+                    self.left[0].insert(address);
+                }
             }
         }
     }
@@ -327,6 +355,28 @@ mod tests {
 
     // Inv. CAP
     #[test]
+    fn who_has_left_of_late_is_told_again_with_all_others() {
+        let mut counts = Counts::default();
+        counts.hold(address(1), Told::Yes);
+        counts.release(address(1));
+        counts.reserve(address(2), CAP).expect("room");
+        counts.unreserve(address(2));
+        assert_eq!(counts.begin_batch(9), [(address(1), 0)]);
+        counts.end(address(1), Told::Yes);
+        counts.forget_left();
+        counts.mark_all();
+        let mut again = counts.begin_batch(9);
+        again.sort_unstable();
+        assert_eq!(again, [(address(1), 0), (address(2), 0)]);
+        counts.end(address(1), Told::Yes);
+        counts.end(address(2), Told::Yes);
+        counts.forget_left();
+        counts.mark_all();
+        assert!(!counts.has_work(), "but not for ever");
+    }
+
+    // Inv. CAP
+    #[test]
     fn what_was_let_in_alone_is_asked_about_before_it_is_told() {
         let mut counts = Counts::default();
         counts.hold(address(1), Told::Yes);
@@ -334,6 +384,7 @@ mod tests {
         assert!(!counts.has_work() && counts.begin_batch(9).is_empty());
         assert_eq!(counts.unadmitted(), [address(1)]);
         assert_eq!(counts.begin_admission(address(1)), Some(2));
+        assert!(!counts.dirty.contains(&address(1)), "the number before the answer is not told after it");
         // One more while the question is open is another question.
         counts.hold_alone(address(1));
         counts.end(address(1), Told::Yes);

@@ -40,7 +40,7 @@ pub fn decode(entry: &Entry) -> Result<PublicMessage, Relayed> {
 }
 
 /// Lets the snapshot of each slot pass once, in order.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SlotGate {
     interval: Duration,
     last: Option<TickMark>,

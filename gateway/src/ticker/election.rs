@@ -35,7 +35,7 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 pub const SETTLE_AFTER_LOSS: Duration = Duration::from_secs(4);
 
 /// What the election goes by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ElectionSettings {
     /// Length of a slot.
     pub interval: Duration,
@@ -59,7 +59,7 @@ pub enum Action {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Role {
     Challenger {
         poll_at: Mono,
@@ -77,7 +77,7 @@ enum Role {
 }
 
 /// One node's part in the election.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Election {
     node: NodeId,
     settings: ElectionSettings,

@@ -14,6 +14,7 @@ mod cap_storm;
 mod cluster;
 mod contract;
 mod cursor;
+mod election_cases;
 mod embedded;
 mod failures;
 mod garbage;

@@ -95,7 +95,8 @@ async fn who_was_on_a_node_that_died_counts_for_a_window_and_once_where_he_comes
     site.until_number(ALL, SOON).await;
     site.cluster.nodes[1].kill9();
     let _all_here = (site.come(0, 2).await, site.come(1, 2).await);
-    site.shows(ALL..=ALL, 2 * WINDOW.as_secs() as usize).await;
+    // Two windows.
+    site.shows(ALL..=ALL, 12).await;
     site.assert_never_more();
 }
 
@@ -128,7 +129,8 @@ async fn an_outage_that_is_shorter_than_the_window_loses_nobody() {
     // As long as two numbers and the stale one that is shown for want of a third.
     site.watch.until_new(r#","stale":true}"#, SOON).await;
     site.cluster.redis.restart();
-    site.shows(ALL..=ALL, 2 * WINDOW.as_secs() as usize).await;
+    // Two windows.
+    site.shows(ALL..=ALL, 12).await;
     for recorder in site.visitors.iter().flatten() {
         recorder.assert_open();
     }

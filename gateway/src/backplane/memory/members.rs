@@ -88,7 +88,8 @@ impl Members {
         let (counted, reply) = if request.wanted <= free {
             (request.wanted, AdmitReply::Granted)
         } else {
-            let counted = free.min(request.held);
+            // Who asked for more closes nothing: what it holds stays counted.
+            let counted = if request.wanted > request.held { request.held } else { free.min(request.held) };
             (counted, AdmitReply::Refused { counted })
         };
         self.set_count(request.node, request.address, counted)?;

@@ -38,11 +38,12 @@ impl Reign {
     /// Takes a free lease, prolongs the node's own, or only looks.
     pub(super) fn claim(&mut self, node: NodeId, length: Millis, now: Millis) -> ClaimReply {
         let until = now.saturating_add(length);
-        // The last holder goes on in its own reign as long as nobody had another one in between.
-        let lease = match self.held {
+        // A reign ends with its lease, also for the node that held it: as on Redis, which may have forgotten who had
+        // the lease since.
+        let lease = match self.held.filter(|held| now < held.until) {
             Some(held) if held.lease.node == node => Some(held.lease),
-            Some(held) if now < held.until => None,
-            _ => Some(Lease { node, epoch: self.next_epoch(now) }),
+            Some(_) => None,
+            None => Some(Lease { node, epoch: self.next_epoch(now) }),
         };
         if let Some(lease) = lease {
             self.held = Some(Held { lease, until });

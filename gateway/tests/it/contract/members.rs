@@ -143,6 +143,17 @@ pub(crate) async fn readmission_takes_what_fits(bench: Bench) {
     assert_eq!(bench.admit(node(2), ip, 4, 7).await, AdmitReply::Granted);
 }
 
+// Inv. CAP: while one node is over the cap for a moment, another one's question must not cut what that one holds.
+pub(crate) async fn a_refusal_hides_no_socket_that_stays(bench: Bench) {
+    let ip = address(1);
+    bench.enter(&[node(1), node(2)]).await;
+    bench.a.set_counts(node(1), &[(ip, 10)]).await.expect("an answer");
+    bench.a.set_counts(node(2), &[(ip, 4)]).await.expect("an answer");
+    assert_eq!(bench.admit(node(2), ip, 4, 5).await, AdmitReply::Refused { counted: 4 });
+    bench.a.set_counts(node(1), &[(ip, 6)]).await.expect("an answer");
+    assert_eq!(bench.admit(node(1), ip, 6, 7).await, AdmitReply::Refused { counted: 6 }, "the four are counted");
+}
+
 pub(crate) async fn counts_are_stated_not_added(bench: Bench) {
     bench.enter(&[node(1), node(2)]).await;
     let counts: Vec<_> = (0..100).map(|name| (address(name), 4)).collect();

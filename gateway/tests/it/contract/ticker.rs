@@ -64,6 +64,21 @@ pub(crate) async fn a_lease_runs_out_by_itself(bench: Bench) {
     assert_eq!(tick_once(&bench, first, interval).await, TickReply::Fenced);
 }
 
+// Inv. FENCE. Found by the model (gateway/tests/model): a node whose lease ran out while it was stopped came back under
+// its old epoch. Where Redis had lost the reign in between, its snapshots were older than what clients had been shown,
+// and every relay dropped them until the number was stale.
+pub(crate) async fn a_lease_that_ran_out_is_a_new_reign_also_for_its_holder(bench: Bench) {
+    let first = bench.a.claim(node(1), SHORT).await.expect("an answer").lease.expect("it was free");
+    let second = eventually("the lease ends", || async {
+        let lease = bench.b.claim(node(1), SHORT / 100).await.expect("an answer").lease.expect("nobody else wants it");
+        (lease != first).then_some(lease)
+    })
+    .await;
+    assert!(second.epoch > first.epoch, "{second:?} after {first:?}");
+    let interval = calm_interval(&bench).await;
+    assert_eq!(tick_once(&bench, first, interval).await, TickReply::Fenced);
+}
+
 pub(crate) async fn a_tick_publishes_a_snapshot(bench: Bench) {
     assert_eq!(bench.a.snapshot().await, Ok(None));
     let lease = bench.reign(node(1)).await;

@@ -60,7 +60,9 @@ local function admit(address, node, held, wanted, cap)
   local fits = math.max(cap - others, 0)
   local counted = wanted
   if wanted > fits then
-    counted = math.min(held, fits)
+    -- Who asks for more closes nothing: what it holds stays counted. Were it cut to what fits while somebody else is
+    -- over the cap for a moment, sockets would be hidden, and others let in in their place.
+    counted = wanted > held and held or math.min(held, fits)
   end
   if counted > 0 then
     redis.call('HSET', address, node, int(counted))
