@@ -151,21 +151,25 @@ impl Core {
 
     /// What a socket gets that joins now.
     pub(super) fn greeting(&self, ids: Ids) -> Resync {
-        let mut greeting = self.resync(ids);
-        if let (Ids::With, Some(state)) = (ids, greeting.state)
-            && let Some(id) = state.id
-        {
-            greeting.init = Some(frame::text(&with_id(&encode_init(state.snapshot, state.freshness), id)));
-        }
-        greeting
+        self.start(ids, |state| state.id.filter(|_| ids == Ids::With))
     }
 
     /// What a socket gets that takes bytes again after it has missed something, or that has a past.
     // Inv. GAP: without an id. Were the connection to break behind this `init`, a client would go on from its id, and
     // what the gap behind it says would stay unsaid.
     pub(super) fn resync(&self, ids: Ids) -> Resync {
+        self.start(ids, |_| None)
+    }
+
+    fn start(&self, ids: Ids, id_of_init: impl FnOnce(State) -> Option<EventId>) -> Resync {
         let published = self.published();
-        let init = published.state.map(|state| frame::text(&encode_init(state.snapshot, state.freshness)));
+        let init = published.state.map(|state| {
+            let text = encode_init(state.snapshot, state.freshness);
+            match id_of_init(state) {
+                Some(id) => frame::text(&with_id(&text, id)),
+                None => frame::text(&text),
+            }
+        });
         Resync {
             init,
             state: published.state,

@@ -18,7 +18,7 @@ use fred::types::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::reply::{ODD_REPLY, Reply};
+use super::reply::{ODD_REPLY, Reply, corrupt};
 use super::{RedisBackplane, number, text};
 use crate::backplane::{Admit, AdmitReply, BackplaneError, Result};
 
@@ -30,8 +30,6 @@ const WAITING_MAX: usize = 4096;
 const ASKED_TOGETHER_MAX: usize = 128;
 /// Least time from one call to the next.
 const GATHERED_FOR: Duration = Duration::from_millis(2);
-
-const CORRUPT_ADDRESS: BackplaneError = BackplaneError::Corrupt("key ip: not a hash of counts");
 
 /// The way in.
 #[derive(Debug)]
@@ -125,7 +123,7 @@ fn next_answer(reply: &mut Reply) -> Result<AdmitReply> {
         "granted" => Ok(AdmitReply::Granted),
         "refused" => Ok(AdmitReply::Refused { counted }),
         "gone" => Ok(AdmitReply::Gone),
-        "corrupt" => Err(CORRUPT_ADDRESS),
+        "corrupt" => Err(corrupt("ip")),
         _ => Err(ODD_REPLY),
     }
 }

@@ -65,14 +65,16 @@ pub(super) fn refused_for(error: &Error, meaning: &BackplaneError) -> Option<&'s
     }
 }
 
+/// What it means that a script found this key to break the contract.
+pub(super) fn corrupt(name: &str) -> BackplaneError {
+    let known = CORRUPT.iter().find(|(key, _)| *key == name);
+    known.map_or(ODD_REPLY, |(_, reason)| BackplaneError::Corrupt(reason))
+}
+
 fn refusal(details: &str) -> BackplaneError {
     let mut words = details.split_whitespace();
     match words.next().unwrap_or_default() {
-        "CORRUPT" => {
-            let name = words.next().unwrap_or_default();
-            let known = CORRUPT.iter().find(|(key, _)| *key == name);
-            known.map_or(ODD_REPLY, |(_, reason)| BackplaneError::Corrupt(reason))
-        }
+        "CORRUPT" => corrupt(words.next().unwrap_or_default()),
         "WRONGTYPE" => BackplaneError::Corrupt("a key holds a value of another type"),
         "NOPERM" => BackplaneError::Corrupt("the Redis user lacks a permission"),
         word if NOT_NOW.contains(&word) => BackplaneError::Unreachable,

@@ -4,7 +4,7 @@
 //! goes on delivering what was written to a connection that is long given up. By then its successor has been carried
 //! out over another connection, and would be overwritten by what was true before (Inv. CAP). So there is at most one
 //! statement under way, the next has a larger number, and Redis refuses a number that is smaller than one that it has
-//! seen (`prelude.lua`, `comes_late`). Only what nobody waits for any more can come late.
+//! seen (`prelude.lua`, `refuse_if_late`). Only what nobody waits for any more can come late.
 //!
 //! The numbers belong to this process's handle, not to the node: one that was closed and opened again begins anew.
 
