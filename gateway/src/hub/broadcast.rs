@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use super::conn::Conn;
 use super::core::Brought;
 use super::forms::{Forms, Pass};
-use super::pace::Pace;
+use super::pace::{Pace, Passed};
 use super::pulse::Ride;
 use super::ring::Item;
 use super::{Hub, State};
@@ -155,7 +155,7 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
             runtime.block_on(batch.gather(&mut queue, &pace, &lifecycle));
             let (messages, began) = (batch.messages.len(), Instant::now());
             pass(&hub, &mut batch, &mut sockets);
-            pace.passed(messages, began, Instant::now());
+            pace.passed(Passed { messages, left: queue.len(), began, ended: Instant::now() });
         }
     })
     .await
@@ -322,12 +322,12 @@ mod tests {
     async fn with_an_interval_a_pass_waits_for_more_unless_it_is_full() {
         let begin = Instant::now();
         let mut pace = Pace::new(Duration::from_millis(200), begin);
-        pace.passed(1, begin, begin);
+        pace.passed(Passed { messages: 1, left: 0, began: begin, ended: begin });
         assert_eq!(gathered(3, pace).await, 3);
         assert_eq!(begin.elapsed(), Duration::from_millis(200));
         // Inv. BOUND: what is more than a pass is left for the next one.
         let begin = Instant::now();
-        pace.passed(1, begin, begin);
+        pace.passed(Passed { messages: 1, left: 0, began: begin, ended: begin });
         assert_eq!(gathered(PASS_MESSAGES_MAX + 7, pace).await, PASS_MESSAGES_MAX);
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
@@ -354,10 +354,11 @@ mod tests {
             }
         });
         // The last pass took 40 ms and is just over: a rest of 20 ms, in which come seven.
-        pace.passed(2, begin - Duration::from_millis(40), begin);
+        let passed = |began, ended| Passed { messages: 2, left: 1, began, ended };
+        pace.passed(passed(begin - Duration::from_millis(40), begin));
         assert_eq!(pass_after(&pace, &mut receiver).await, (7, 20));
         // It took a second: sixteen come before the longest rest is over.
-        pace.passed(7, begin - Duration::from_secs(1), Instant::now());
+        pace.passed(passed(begin - Duration::from_secs(1), Instant::now()));
         assert_eq!(pass_after(&pace, &mut receiver).await, (16, 67));
         drop(receiver);
         events.await.expect("ends");

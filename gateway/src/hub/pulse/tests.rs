@@ -204,9 +204,19 @@ fn a_ping_that_rode_is_to_be_answered_in_ten_seconds() {
     life.last_sweep.set(at(58), 58_000);
     let ride = Ride::new(life.last_sweep.moment(58_300), life.snapshot_interval, LIMITS).expect("pings may ride");
     assert!(life.pulse.rides(ride));
-    // No second one while it is open, by whomever.
-    assert!(!life.pulse.rides(ride));
     assert_eq!(watch(&mut life.pulse, 59..=69), [(69, Action::Close(CloseReason::PongTimeout))]);
+}
+
+#[test]
+fn while_a_ping_is_open_none_rides() {
+    let mut pulse = pulse(LIMITS);
+    assert_eq!(pulse.judge(at(31), LIMITS), Action::Ping);
+    // As rare as pings: this one is the last before the next ping is due.
+    let snapshot = Moment { sweep: at(32), since: Duration::ZERO };
+    let ride = Ride::new(snapshot, LIMITS.ping_interval, LIMITS).expect("pings may ride");
+    assert!(!pulse.rides(ride));
+    pulse.pong();
+    assert!(pulse.rides(ride));
 }
 
 #[test]

@@ -94,6 +94,7 @@ async fn where_snapshots_are_rarer_than_pings_the_sweeper_pings() {
     let mut client = greeted(&rig, MessageKinds::ALL, 1).await;
     rig.sweep_at(60);
     rig.pass(&[update(1), event(2, 10)]);
+    assert!(!rig.hub.find(ConnId(1)).expect("open").is_ping_open());
     rig.sweep_at(61);
     assert_eq!(client.text().await, update(1).text);
     assert_eq!(client.text().await, event(2, 10).text);
