@@ -3,9 +3,9 @@
 //!
 //! **Most pings ride with a snapshot.** A ping by itself costs each socket a write, and its client a wake-up. But every
 //! socket gets a snapshot every few seconds anyhow. So a broadcast pass that brings one takes along the pings that
-//! would fall due before the next one is expected ([`Ride`]), in the same write. Where the ping interval is a multiple of the
-//! snapshots', a socket's pings are one ping interval apart from then on; otherwise up to one snapshot interval less.
-//! The sweeper pings whom no snapshot came for: nothing depends on there being any. Not taken along are
+//! would fall due before the next one is expected ([`Ride`]), in the same write. Where the ping interval is a multiple
+//! of the snapshots', a socket's pings are one ping interval apart from then on; otherwise up to one snapshot interval
+//! less. The sweeper pings whom no snapshot came for: nothing depends on there being any. Not taken along are
 //! - the first ping of a socket: the contract has it 30 s after opening, and a client that never answers closed 10 s
 //!   later. (So the second is the one that comes early, once, by less than a snapshot interval.)
 //! - any, where snapshots are rarer than pings: then two pings might come close together again and again.
