@@ -323,7 +323,7 @@ async fn route(
     mut request: Request<Incoming>,
 ) -> Answer {
     let path = request.uri().path();
-    if path == "/ws/analytics" {
+    if path == upgrade::PATH {
         let client = client.of(&server.trusted, &request);
         return match upgrade::handle(server, &mut request, client).await {
             Ok((answer, upgrade)) => {
