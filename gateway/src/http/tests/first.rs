@@ -301,7 +301,8 @@ async fn a_request_behind_a_proxy_header_cut_anywhere_is_one_request() {
     for cut in 1..(60 + UPGRADE.len()) {
         for version in [1, 2] {
             // One socket per address: each is told apart, or it were refused.
-            let client = [198, version, u8::try_from(cut >> 8).expect("small"), (cut & 0xff) as u8];
+            let [.., high, low] = cut.to_be_bytes();
+            let client = [198, version, high, low];
             let header = match version {
                 1 => format!("PROXY TCP4 {} 203.0.113.7 35646 80\r\n", IpAddr::from(client)).into_bytes(),
                 _ => [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &client, &[203, 0, 113, 7, 1, 2, 0, 80]].concat(),
