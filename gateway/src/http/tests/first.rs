@@ -290,6 +290,25 @@ async fn a_request_cut_anywhere_is_one_request() {
     }
 }
 
+// What is read first ends somewhere in a frame then.
+#[tokio::test]
+async fn more_than_the_first_read_may_follow_the_request_at_once() {
+    let rig = open_to_all().await;
+    let text = format!(r#"{{"type":"{}"}}"#, "x".repeat(4_000));
+    let [.., high, low] = text.len().to_be_bytes();
+    let long = [&[0x81, 0x80 | 126, high, low, 0, 0, 0, 0], text.as_bytes()].concat();
+    let close = masked(8, &1000_u16.to_be_bytes());
+    for before in [&b""[..], TO_HYPER] {
+        let mut stream = rig.connect().await;
+        let bytes = [before, UPGRADE.as_bytes(), b"\r\n", &long, &long, &close].concat();
+        stream.write_all(&bytes).await.expect("writes");
+        let decision = decision_on(&mut stream).await;
+        assert_eq!(status(&decision), "101", "{decision}");
+        assert_eq!(frame(&mut stream).await, (0x88, 1000_u16.to_be_bytes().to_vec()));
+    }
+    assert_eq!(rig.public.metrics.messages.value(Direction::Received), 4);
+}
+
 #[tokio::test]
 async fn a_request_behind_a_proxy_header_cut_anywhere_is_one_request() {
     let mut plan = Plan::default();
