@@ -162,7 +162,10 @@ impl Core {
     }
 
     fn start(&self, ids: Ids, id_of_init: impl FnOnce(State) -> Option<EventId>) -> Resync {
-        let published = self.published();
+        let (published, end) = {
+            let stage = self.stage();
+            (stage.published, stage.ring.end_of_gap())
+        };
         let init = published.state.map(|state| {
             let text = encode_init(state.snapshot, state.freshness);
             match id_of_init(state) {
@@ -174,6 +177,7 @@ impl Core {
             init,
             state: published.state,
             last_id: published.last_id,
+            end,
             sequence: published.sequence,
             announces: ids == Ids::With,
         }
