@@ -12,6 +12,7 @@
 //! takes it inside of the map's. Nothing is awaited and no foreign code runs under it.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::task::{Context, Poll, Waker};
 
@@ -236,8 +237,17 @@ impl Conn {
     }
 
     /// What the sweep at `now` has to do about this socket.
+    // Inv. ISOLATION: a node that is behind with reading does not close those who have answered.
     pub(super) fn judge(&self, now: SweepTime, limits: Limits) -> Action {
-        self.inner.lock().pulse.judge(now, limits)
+        let mut inner = self.inner.lock();
+        let action = inner.pulse.judge(now, limits);
+        let is_late = action == Action::Close(CloseReason::PongTimeout);
+        if is_late && self.has_unread() && inner.pulse.wait_longer(now) { Action::Nothing } else { action }
+    }
+
+    /// Whether the kernel holds bytes that the socket's task has not got round to.
+    fn has_unread(&self) -> bool {
+        matches!(SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
     }
 
     /// The cost of what waits for the reader, in bytes.

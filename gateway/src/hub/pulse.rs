@@ -122,6 +122,16 @@ impl Pulse {
         self.pong_due = None;
     }
 
+    /// The pong that is overdue may lie unread in the kernel. Whether it is given another sweep; never longer than until
+    /// the next ping would have been due.
+    pub(super) fn wait_longer(&mut self, now: SweepTime) -> bool {
+        let waits = now < self.ping_due;
+        if waits {
+            self.pong_due = Some(now.after(SWEEP_INTERVAL));
+        }
+        waits
+    }
+
     /// A frame, or the next of a fragmented message, is to be completed from now on.
     pub(super) fn frame_begun(&mut self, last_sweep: SweepTime) {
         if self.under_way == UnderWay::Frame {

@@ -6,7 +6,8 @@
 //! Time is counted in sweeps. That is also the answer to a process that was paused (SIGSTOP, a suspended machine, a
 //! starved container): it made no sweeps, so no deadline came nearer, and clients whose pongs lie unread in the kernel
 //! are not closed for the node's own sleep. A late sweep counts the seconds that passed, up to two; more is a pause
-//! and counts as none, so that reads go first.
+//! and counts as none, so that reads go first. A process that runs but is behind has no such mark; so before a socket is
+//! closed for its silence, the kernel is asked whether it was silent (`Conn::judge`).
 //!
 //! What is due is decided by `hub/pulse.rs`. Most pings are not sent from here: they leave with the snapshots.
 

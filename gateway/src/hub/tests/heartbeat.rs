@@ -71,6 +71,33 @@ async fn who_does_not_answer_a_ping_that_rode_is_closed_in_time() {
     assert_eq!(rig.metrics.closes.value(Close::PongTimeout), 1);
 }
 
+// Inv. ISOLATION: on a machine without a moment to spare, pongs were answered with closes.
+#[tokio::test]
+async fn a_pong_that_this_node_has_not_read_is_not_late() {
+    let rig = Rig::new(HubSettings::default()).await;
+    let mut client = greeted(&rig, MessageKinds::ALL, 1).await;
+    rig.sweep_at(61);
+    assert!(client.text().await.starts_with(PING));
+    // Nothing is awaited between these, so the socket's task reads nothing.
+    client.stream.try_write(&masked(0x81, br#"{"type":"pong"}"#)).expect("the kernel takes it");
+    rig.sweep_at(71);
+    rig.sweep_at(72);
+    rig.pongs(2).await;
+    rig.sweep_at(82);
+    rig.pass(&[event(1, 10)]);
+    assert_eq!(client.text().await, event(1, 10).text);
+    // Bytes that are no pong do not count for ever.
+    rig.sweep_at(91);
+    assert!(client.text().await.starts_with(PING));
+    client.stream.try_write(&masked(0x81, b"{}")).expect("the kernel takes it");
+    rig.sweep_at(101);
+    assert!(rig.hub.find(ConnId(1)).expect("open").is_ping_open());
+    rig.sweep_at(121);
+    client.closed_for(CloseReason::PongTimeout).await;
+    drop(client);
+    rig.emptied().await;
+}
+
 #[tokio::test]
 async fn who_hears_no_snapshots_is_pinged_by_the_sweeper() {
     let rig = Rig::new(HubSettings::default()).await;
