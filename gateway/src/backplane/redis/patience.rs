@@ -1,0 +1,202 @@
+//! How long to wait for Redis before it is called silent.
+//!
+//! **The problem.** A timer says how much time has passed, not whose fault it was. Where this process did not get the
+//! CPU for three seconds (stopped, throttled, a machine with too much to do), an answer that Redis gave at once has
+//! lain in the socket all the while, and the first thing that the process does when it runs again is to look at its
+//! timers. A fleet that then makes all its connections anew, and has all its sockets admitted again, makes the overload
+//! last.
+//!
+//! **The idea.** Waiting is done in slices of [`SLICE`], and the process itself is watched by how late their timers
+//! fire: a slice counts for what it took, but never for more than itself and [`TOLERATED`]. While the process is on time
+//! that is an ordinary timeout, to the millisecond. While it is not, time is counted in its own wake-ups, and between two
+//! of them the library's task gets to look at the socket. Before a wait in which the process was late is given up there
+//! is one slice of grace, so that there is a look after the last delay as well.
+//!
+//! So a real silence is found by a process that is never on time, too: a wait of `bound` ends with its
+//! `bound / SLICE + 2`nd wake-up at the latest. Pure but for [`patiently`].
+//!
+//! Deliberately absent: a bound on the whole in wall-clock time. A process that was stopped for an hour knows nothing
+//! of Redis when it goes on.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+/// The process looks at itself this often.
+const SLICE: Duration = Duration::from_millis(250);
+/// A timer that fires no later than this is on time.
+const TOLERATED: Duration = Duration::from_millis(50);
+/// So long after the process was late, what it missed may still be its own fault.
+const EXCUSED_FOR: Duration = Duration::from_secs(10);
+/// So often in a row.
+const EXCUSES_MAX: u32 = 3;
+
+/// A wait that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Patience {
+    left: Duration,
+    was_late: bool,
+    grace: bool,
+}
+
+impl Patience {
+    fn new(bound: Duration) -> Self {
+        Self { left: bound, was_late: false, grace: true }
+    }
+
+    /// How long to wait before [`Self::waited`] is to be told; none when there was silence.
+    fn slice(&self) -> Option<Duration> {
+        Some(self.left.min(SLICE)).filter(|slice| !slice.is_zero())
+    }
+
+    /// No answer came during `slice`, which took so long.
+    fn waited(&mut self, slice: Duration, took: Duration) {
+        let counted = took.min(slice + TOLERATED);
+        self.was_late |= took > counted;
+        self.left = self.left.saturating_sub(counted.max(slice));
+        if self.left.is_zero() && self.was_late && self.grace {
+            (self.left, self.grace) = (SLICE, false);
+        }
+    }
+}
+
+/// What came of a wait.
+#[derive(Debug)]
+pub(super) struct Waited<T> {
+    /// None: silence.
+    pub(super) answer: Option<T>,
+    /// Whether the process was late meanwhile.
+    pub(super) was_late: bool,
+}
+
+/// Waits for an answer, up to `bound` of the time in which this process was awake.
+pub(super) async fn patiently<F: Future>(bound: Duration, answer: F) -> Waited<F::Output> {
+    let (mut answer, mut patience) = (pin!(answer), Patience::new(bound));
+    while let Some(slice) = patience.slice() {
+        let begun = Instant::now();
+        // The answer is looked at before the time, and it is the same one that is polled again.
+        if let Ok(answer) = timeout(slice, answer.as_mut()).await {
+            return Waited { answer: Some(answer), was_late: patience.was_late };
+        }
+        patience.waited(slice, begun.elapsed());
+    }
+    Waited { answer: None, was_late: patience.was_late }
+}
+
+/// When the process was late of late. Who finds something missing asks here whether it may have been itself.
+#[derive(Debug, Default)]
+pub(super) struct Lateness {
+    state: Mutex<(Option<Instant>, u32)>,
+}
+
+impl Lateness {
+    /// The process was late just now.
+    pub(super) fn note(&self) {
+        self.state.lock().0 = Some(Instant::now());
+    }
+
+    /// Whether what is missing now may be this process's own fault. A bounded number of times in a row: then it is
+    /// somebody else's, whatever this process is like.
+    pub(super) fn excuses(&self) -> bool {
+        let (late_at, excused) = &mut *self.state.lock();
+        let excuses = late_at.is_some_and(|at| at.elapsed() < EXCUSED_FOR) && *excused < EXCUSES_MAX;
+        *excused = if excuses { *excused + 1 } else { 0 };
+        excuses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(2);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// How many slices it takes until there is silence, if each takes `took`.
+    fn slices(took: impl Fn(Duration) -> Duration) -> usize {
+        let mut patience = Patience::new(BOUND);
+        let wait = || patience.slice().map(|slice| patience.waited(slice, took(slice)));
+        std::iter::from_fn(wait).count()
+    }
+
+    #[test]
+    fn time_counts_while_the_process_is_on_time() {
+        assert_eq!(slices(|slice| slice), 8);
+        assert_eq!(slices(|slice| slice + ms(1)), 8);
+        let mut patience = Patience::new(BOUND);
+        let mut total = Duration::ZERO;
+        while let Some(slice) = patience.slice() {
+            total += slice + TOLERATED;
+            patience.waited(slice, slice + TOLERATED);
+        }
+        assert!(total <= BOUND + TOLERATED, "what is tolerated is not added: {total:?}");
+    }
+
+    #[test]
+    fn a_process_that_is_never_on_time_finds_silence_by_its_wake_ups() {
+        let bound = usize::try_from(BOUND.as_millis() / SLICE.as_millis() + 2).expect("few");
+        for late in [51, 500, 5_000, 3_600_000] {
+            let slices = slices(|slice| slice + ms(late));
+            assert!((7..=bound).contains(&slices), "{late}: {slices}");
+        }
+    }
+
+    #[test]
+    fn who_was_late_looks_once_more() {
+        let mut patience = Patience::new(SLICE);
+        patience.waited(SLICE, ms(9_000));
+        assert_eq!((patience.slice(), patience.was_late), (Some(SLICE), true));
+        patience.waited(SLICE, ms(9_000));
+        assert_eq!(patience.slice(), None, "and not for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_found_at_the_bound() {
+        let begun = Instant::now();
+        let waited = patiently(BOUND, std::future::pending::<()>()).await;
+        assert!(waited.answer.is_none() && !waited.was_late);
+        assert_eq!(begun.elapsed(), BOUND);
+    }
+
+    /// The process is stopped for longer than any bound; the answer has come meanwhile, but the task that reads it
+    /// runs only after the one that waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_sees_the_answer_that_has_come() {
+        let (answer, answered) = oneshot::channel();
+        let reader = async {
+            sleep(ms(10)).await;
+            advance(Duration::from_secs(30)).await;
+            // Whoever waits has looked at its timer by now.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            answer.send("pong").expect("still waited for");
+        };
+        let (waited, ()) = tokio::join!(patiently(BOUND, answered), reader);
+        assert_eq!(waited.answer, Some(Ok("pong")));
+        assert!(waited.was_late);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_missing_is_excused_for_a_while_and_a_few_times() {
+        let lateness = Lateness::default();
+        assert!(!lateness.excuses());
+        lateness.note();
+        assert!(lateness.excuses());
+        advance(EXCUSED_FOR).await;
+        assert!(!lateness.excuses());
+        let excuses = (0..=EXCUSES_MAX).map(|_| {
+            lateness.note();
+            lateness.excuses()
+        });
+        assert_eq!(excuses.filter(|excused| *excused).count(), EXCUSES_MAX as usize);
+    }
+}
