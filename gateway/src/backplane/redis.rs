@@ -152,7 +152,7 @@ impl RedisBackplane {
             let reply = scripts::run(client, &self.options, script, keys, arguments).await;
             reply.map(Reply::new).map_err(|error| self.refusals.meaning(&error))
         };
-        patiently(COMMAND_TIMEOUT, run).await.answer.unwrap_or(Err(BackplaneError::Timeout))
+        patiently(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
 
     /// Runs a command on the connection for commands.
@@ -164,7 +164,7 @@ impl RedisBackplane {
             let client = self.commands.ready().await?;
             command(client.with_options(&self.options)).await.map_err(|error| self.refusals.meaning(&error))
         };
-        patiently(COMMAND_TIMEOUT, run).await.answer.unwrap_or(Err(BackplaneError::Timeout))
+        patiently(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
 
     fn member_lease(&self) -> Value {

@@ -282,7 +282,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     /// Who is at the other end, and whether it will do.
     async fn ask_server(&self) -> Seen {
         let first = !self.checked && self.role == Role::Commands;
-        match patiently(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await.answer {
+        match patiently(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
             Some(Ok(info)) if is_replica(&info) => return Seen::Replica,
             Some(Ok(info)) => {
                 if first {
@@ -302,7 +302,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
         }
         // Each beat looks at it too, and says it first. But whoever does not speak the contract must not even begin
         // to publish or to tick.
-        match patiently(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await.answer {
+        match patiently(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await {
             Some(Ok(schema)) => Seen::Server(judge_schema(schema.as_deref())),
             // Of another type: that is corrupt, and for the beat to say.
             Some(Err(error)) if error.details().starts_with("WRONGTYPE") => Seen::Server(Verdict::Usable),
@@ -360,7 +360,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     }
 
     async fn ping(&mut self) {
-        let answered = matches!(patiently(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await.answer, Some(Ok(())));
+        let answered = matches!(patiently(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Some(Ok(())));
         if answered {
             self.pings_lost = 0;
             if self.role == Role::Commands {

@@ -63,47 +63,77 @@ impl Patience {
     }
 }
 
-/// What came of a wait.
-#[derive(Debug)]
-pub(super) struct Waited<T> {
-    /// None: silence.
-    pub(super) answer: Option<T>,
-    /// Whether the process was late meanwhile.
-    pub(super) was_late: bool,
+/// Waits for an answer, up to `bound` of the time in which this process was awake. None: silence.
+pub(super) async fn patiently<F: Future>(bound: Duration, answer: F) -> Option<F::Output> {
+    patiently_noting(&Lateness::default(), bound, answer).await
 }
 
-/// Waits for an answer, up to `bound` of the time in which this process was awake.
-pub(super) async fn patiently<F: Future>(bound: Duration, answer: F) -> Waited<F::Output> {
+/// As [`patiently`], and notes when the process was late.
+pub(super) async fn patiently_noting<F: Future>(
+    lateness: &Lateness,
+    bound: Duration,
+    answer: F,
+) -> Option<F::Output> {
     let (mut answer, mut patience) = (pin!(answer), Patience::new(bound));
     while let Some(slice) = patience.slice() {
-        let begun = Instant::now();
+        let begun = lateness.begin(slice);
         // The answer is looked at before the time, and it is the same one that is polled again.
-        if let Ok(answer) = timeout(slice, answer.as_mut()).await {
-            return Waited { answer: Some(answer), was_late: patience.was_late };
+        let answered = timeout(slice, answer.as_mut()).await.ok();
+        lateness.end();
+        if answered.is_some() {
+            return answered;
         }
         patience.waited(slice, begun.elapsed());
     }
-    Waited { answer: None, was_late: patience.was_late }
+    None
 }
 
 /// When the process was late of late. Who finds something missing asks here whether it may have been itself.
 #[derive(Debug, Default)]
 pub(super) struct Lateness {
-    state: Mutex<(Option<Instant>, u32)>,
+    state: Mutex<Late>,
+}
+
+#[derive(Debug, Default)]
+struct Late {
+    /// When the present slice has to end.
+    due: Option<Instant>,
+    /// When the process was late last.
+    at: Option<Instant>,
+    /// How often that was an excuse, in a row.
+    excused: u32,
+}
+
+impl Late {
+    fn look(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| now > due + TOLERATED) {
+            self.at = Some(now);
+        }
+    }
 }
 
 impl Lateness {
-    /// The process was late just now.
-    pub(super) fn note(&self) {
-        self.state.lock().0 = Some(Instant::now());
+    /// A wait begins, now, that should last no longer than `slice`. One wait at a time.
+    fn begin(&self, slice: Duration) -> Instant {
+        let now = Instant::now();
+        self.state.lock().due = Some(now + slice);
+        now
+    }
+
+    fn end(&self) {
+        let mut late = self.state.lock();
+        late.look(Instant::now());
+        late.due = None;
     }
 
     /// Whether what is missing now may be this process's own fault. A bounded number of times in a row: then it is
     /// somebody else's, whatever this process is like.
     pub(super) fn excuses(&self) -> bool {
-        let (late_at, excused) = &mut *self.state.lock();
-        let excuses = late_at.is_some_and(|at| at.elapsed() < EXCUSED_FOR) && *excused < EXCUSES_MAX;
-        *excused = if excuses { *excused + 1 } else { 0 };
+        let (mut late, now) = (self.state.lock(), Instant::now());
+        // Whoever waits may not have run yet since the process goes on.
+        late.look(now);
+        let excuses = late.at.is_some_and(|at| now - at < EXCUSED_FOR) && late.excused < EXCUSES_MAX;
+        late.excused = if excuses { late.excused + 1 } else { 0 };
         excuses
     }
 }
@@ -162,9 +192,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_is_found_at_the_bound() {
         let begun = Instant::now();
-        let waited = patiently(BOUND, std::future::pending::<()>()).await;
-        assert!(waited.answer.is_none() && !waited.was_late);
+        let lateness = Lateness::default();
+        assert_eq!(patiently_noting(&lateness, BOUND, std::future::pending::<()>()).await, None);
         assert_eq!(begun.elapsed(), BOUND);
+        assert!(!lateness.excuses());
     }
 
     /// The process is stopped for longer than any bound; the answer has come meanwhile, but the task that reads it
@@ -180,23 +211,27 @@ mod tests {
             tokio::task::yield_now().await;
             answer.send("pong").expect("still waited for");
         };
-        let (waited, ()) = tokio::join!(patiently(BOUND, answered), reader);
-        assert_eq!(waited.answer, Some(Ok("pong")));
-        assert!(waited.was_late);
+        let (answered, ()) = tokio::join!(patiently(BOUND, answered), reader);
+        assert_eq!(answered, Some(Ok("pong")));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_missing_is_excused_for_a_while_and_a_few_times() {
         let lateness = Lateness::default();
         assert!(!lateness.excuses());
-        lateness.note();
+        lateness.begin(SLICE);
+        advance(SLICE + TOLERATED).await;
+        assert!(!lateness.excuses(), "still on time");
+        advance(ms(1)).await;
+        assert!(lateness.excuses(), "whoever waits has not even run");
+        lateness.end();
+        advance(EXCUSED_FOR - ms(1)).await;
         assert!(lateness.excuses());
-        advance(EXCUSED_FOR).await;
+        advance(ms(1)).await;
         assert!(!lateness.excuses());
-        let excuses = (0..=EXCUSES_MAX).map(|_| {
-            lateness.note();
-            lateness.excuses()
-        });
-        assert_eq!(excuses.filter(|excused| *excused).count(), EXCUSES_MAX as usize);
+        lateness.begin(SLICE);
+        advance(ms(9_000)).await;
+        let excuses = (0..=EXCUSES_MAX).filter(|_| lateness.excuses());
+        assert_eq!(excuses.count(), EXCUSES_MAX as usize);
     }
 }

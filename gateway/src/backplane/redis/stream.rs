@@ -18,7 +18,7 @@ use shared::ids::{Epoch, Slot, StreamId};
 
 use super::RedisBackplane;
 use super::connection::COMMAND_TIMEOUT;
-use super::patience::patiently;
+use super::patience::patiently_noting;
 use super::reply::{ODD_REPLY, Reply};
 use crate::backplane::{BackplaneError, ENTRY_VALUE_BYTES_MAX, Entry, Result, TickMark};
 
@@ -41,11 +41,8 @@ impl RedisBackplane {
                 .await
                 .map_err(|error| self.refusals.meaning(&error))
         };
-        let waited = patiently(bound, read).await;
-        if waited.was_late {
-            self.lateness.note();
-        }
-        let result = waited.answer.unwrap_or(Err(BackplaneError::Timeout));
+        let read = patiently_noting(&self.lateness, bound, read).await;
+        let result = read.unwrap_or(Err(BackplaneError::Timeout));
         if result == Err(BackplaneError::Timeout) {
             // A blocked read that Redis did not end in time: nobody answers there any more. The library's own
             // watchdog leaves blocked connections alone.
