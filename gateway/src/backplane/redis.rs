@@ -254,6 +254,10 @@ impl Backplane for RedisBackplane {
         self.counted(self.admissions.ask(*request).await)
     }
 
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        self.counted(self.readmit_together(node, cap, held).await)
+    }
+
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         self.counted(self.write_counts(node, counts).await)
     }
