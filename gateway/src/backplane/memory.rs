@@ -47,9 +47,9 @@ use self::themes::Themes;
 pub use self::visitors::VISITORS_MAX;
 use self::visitors::{SaltStore, Visitors};
 use super::{
-    AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, LEGACY_QUEUE_MAX, READMIT_ADDRESSES_MAX,
-    Lease, Millis, PUBLISH_ITEMS_MAX, Publication, Publish, PublishReply, Result, Salt, Salts, TickReply, Touch,
-    TouchReply,
+    AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, LEGACY_QUEUE_MAX,
+    Lease, Millis, PUBLISH_ITEMS_MAX, Publication, Publish, PublishReply, READMIT_ADDRESSES_MAX, Result, Salt, Salts,
+    TickReply, Touch, TouchReply,
 };
 use crate::clock::Clock;
 

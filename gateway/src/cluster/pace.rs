@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-/// What a full call costs of Redis's one thread (128 addresses at 3.5 µs; docs/BENCHMARKS.md).
+/// What a full call costs of Redis's one thread (128 addresses at 3.5 µs; docs/ARCHITECTURE.md, ADR 20).
 pub const CALL_COSTS: Duration = Duration::from_micros(450);
 /// All members together take one part in so many of that thread.
 const SHARE: u32 = 2;

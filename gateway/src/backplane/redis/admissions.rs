@@ -18,13 +18,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fred::types::Value;
-use tokio::sync::{mpsc, oneshot};
 use shared::ids::NodeId;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::reply::{ODD_REPLY, Reply, corrupt};
-use super::{RedisBackplane, number, text};
 use super::statements::Statement;
+use super::{RedisBackplane, number, text};
 use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, READMIT_ADDRESSES_MAX, Result};
 
 /// Questions that may wait: as many as there may be connections that have not upgraded. The next is told
@@ -112,7 +112,8 @@ impl RedisBackplane {
         cap: u32,
         held: &[(AddressHash, u32)],
     ) -> Result<Vec<Result<AdmitReply>>> {
-        let again = |(address, held): &(AddressHash, u32)| Admit { node, address: *address, held: *held, wanted: *held, cap };
+        let again =
+            |(address, held): &(AddressHash, u32)| Admit { node, address: *address, held: *held, wanted: *held, cap };
         let asked: Vec<Admit> = held.iter().take(READMIT_ADDRESSES_MAX).map(again).collect();
         let mut reply = self.ask_about(self.statements.begin().await, asked.iter()).await?;
         Ok(asked.iter().map(|_| self.next_answer(&mut reply)).collect())

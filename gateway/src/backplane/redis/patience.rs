@@ -69,11 +69,7 @@ pub(super) async fn patiently<F: Future>(bound: Duration, answer: F) -> Option<F
 }
 
 /// As [`patiently`], and notes when the process was late.
-pub(super) async fn patiently_noting<F: Future>(
-    lateness: &Lateness,
-    bound: Duration,
-    answer: F,
-) -> Option<F::Output> {
+pub(super) async fn patiently_noting<F: Future>(lateness: &Lateness, bound: Duration, answer: F) -> Option<F::Output> {
     let (mut answer, mut patience) = (pin!(answer), Patience::new(bound));
     while let Some(slice) = patience.slice() {
         let begun = lateness.begin(slice);
