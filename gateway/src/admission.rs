@@ -94,8 +94,8 @@ pub struct Readmission {
     /// The addresses that have too many, and how many of each may stay: not how many must go, as some may have gone by
     /// themselves meanwhile.
     pub kept: Vec<(AddressHash, u32)>,
-    /// Some questions have no answer: put them again, but not at once.
-    pub is_incomplete: bool,
+    /// No question has an answer of use (the node is no member, or keys hold something else): try again, but not at once.
+    pub is_stuck: bool,
 }
 
 /// See the module's documentation.
@@ -327,7 +327,7 @@ impl Admission {
                 Err(_) => {}
             }
         }
-        readmission.is_incomplete = inquiry.told.contains(&Told::Unsure);
+        readmission.is_stuck = !inquiry.told.contains(&Told::Yes);
         Ok(readmission)
     }
 

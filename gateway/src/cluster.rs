@@ -240,14 +240,14 @@ impl Cluster {
             self.parts.admission.unadmitted().await;
             self.recovered_from_entering().await;
             let begun = Instant::now();
-            let is_complete = match self.parts.admission.readmit().await {
+            let goes_on = match self.parts.admission.readmit().await {
                 Ok(readmission) => {
                     self.close_surplus(readmission.kept);
-                    !readmission.is_incomplete
+                    !readmission.is_stuck
                 }
                 Err(_) => false,
             };
-            let rest = if is_complete {
+            let rest = if goes_on {
                 backoff.reset();
                 let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
                 // What trickles in gathers, like counts do.

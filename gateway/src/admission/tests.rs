@@ -227,7 +227,7 @@ async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
     admission.owe_all();
     let readmission = admission.readmit().await.expect("answers");
     assert_eq!(readmission.kept, [(address_hash(&[7; 32], ip(1)), 1)]);
-    assert!(!readmission.is_incomplete && !admission.owes_admission());
+    assert!(!readmission.is_stuck && !admission.owes_admission());
     permits.remove(0);
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
@@ -246,7 +246,7 @@ async fn readmission_reports_a_backplane_that_does_not_answer() {
     }
     // Nor is it an answer that the node is no member.
     *fake.mood.lock() = Mood::Gone;
-    assert!(admission.readmit().await.expect("answers").is_incomplete);
+    assert!(admission.readmit().await.expect("answers").is_stuck);
     within(admission.gone()).await;
     within(admission.unadmitted()).await;
 }
@@ -276,7 +276,7 @@ async fn a_walk_over_many_addresses_goes_call_by_call_and_hinders_nobody() {
     admission.flush_dirty().await.expect("answers");
     assert!(fake.told.lock().is_empty());
 
-    assert!(!admission.readmit().await.expect("answers").is_incomplete);
+    assert!(!admission.readmit().await.expect("answers").is_stuck);
     assert_eq!(fake.told.lock().len(), READMIT_ADDRESSES_MAX);
     // In between somebody comes and somebody goes.
     permits.push(admission.admit(ip(1)).await.expect("room"));
@@ -284,7 +284,7 @@ async fn a_walk_over_many_addresses_goes_call_by_call_and_hinders_nobody() {
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(2), Some(0)));
     while admission.owes_admission() {
-        assert!(!admission.readmit().await.expect("answers").is_incomplete);
+        assert!(!admission.readmit().await.expect("answers").is_stuck);
     }
     assert_eq!(fake.told.lock().len(), 256);
     assert!(fake.asked.load(Ordering::Relaxed) <= asked + 1 + 256_usize.div_ceil(READMIT_ADDRESSES_MAX));

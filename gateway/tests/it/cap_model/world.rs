@@ -182,7 +182,7 @@ impl Node {
                 None => self.readmission = Some(work),
                 Some(Ok(readmission)) => {
                     self.close_surplus(&readmission.kept);
-                    self.resting |= readmission.is_incomplete;
+                    self.resting |= readmission.is_stuck;
                     self.settle();
                     moved = true;
                 }
