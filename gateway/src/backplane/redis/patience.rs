@@ -19,7 +19,6 @@
 //! of Redis when it goes on.
 
 use std::future::Future;
-use std::pin::pin;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -64,17 +63,27 @@ impl Patience {
 }
 
 /// Waits for an answer, up to `bound` of the time in which this process was awake. None: silence.
-pub(super) async fn patiently<F: Future>(bound: Duration, answer: F) -> Option<F::Output> {
-    patiently_noting(&Lateness::default(), bound, answer).await
+pub(super) fn patiently<F: Future>(bound: Duration, answer: F) -> impl Future<Output = Option<F::Output>> {
+    // Boxed before the first wait, or the future would hold it once for each of the two functions.
+    let answer = Box::pin(answer);
+    async move { wait(&Lateness::default(), bound, answer).await }
 }
 
 /// As [`patiently`], and notes when the process was late.
-pub(super) async fn patiently_noting<F: Future>(lateness: &Lateness, bound: Duration, answer: F) -> Option<F::Output> {
-    let (mut answer, mut patience) = (pin!(answer), Patience::new(bound));
+pub(super) fn patiently_noting<F: Future>(
+    lateness: &Lateness,
+    bound: Duration,
+    answer: F,
+) -> impl Future<Output = Option<F::Output>> {
+    wait(lateness, bound, Box::pin(answer))
+}
+
+async fn wait<F: Future + Unpin>(lateness: &Lateness, bound: Duration, mut answer: F) -> Option<F::Output> {
+    let mut patience = Patience::new(bound);
     while let Some(slice) = patience.slice() {
         let begun = lateness.begin(slice);
         // The answer is looked at before the time, and it is the same one that is polled again.
-        let answered = timeout(slice, answer.as_mut()).await.ok();
+        let answered = timeout(slice, &mut answer).await.ok();
         lateness.end();
         if answered.is_some() {
             return answered;
