@@ -14,8 +14,8 @@
 //! ([`Admission::gone`]).
 //!
 //! What was let in alone is not simply told: nodes that were each within the cap may be over it together. It is asked
-//! about afterwards ([`Admission::readmit_unadmitted`], after entering again [`Admission::readmit_all`]), which names
-//! the sockets that are too many; until then the cluster counts those that it let in.
+//! about afterwards ([`Admission::readmit`]), which names the sockets that are too many; until then the cluster counts
+//! those that it let in. A node that was out asks about all that it has in the same way ([`Admission::owe_all`]).
 //!
 //! **What comes out** is a [`Permit`]. It is the only way to a socket, and dropping it, from wherever, gives back what
 //! was taken. Cancelling [`Admission::admit`] at any point does as well.
@@ -39,7 +39,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use futures_util::StreamExt;
 use governor::clock::DefaultClock;
 use parking_lot::Mutex;
 use shared::ids::NodeId;
@@ -47,19 +46,16 @@ use tokio::sync::Notify;
 
 use self::counts::{Counts, Told};
 pub use self::guards::Permit;
-use self::guards::{Asked, Batch, Reservation, Seat, Turn};
+use self::guards::{Batch, Inquiry, Reservation, Seat, Turn};
 use self::rate::HandshakeRate;
 use self::visitors::VisitorBudget;
-use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane};
+use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane, READMIT_ADDRESSES_MAX};
 use crate::clock::Clock;
 use crate::identity::{VisitorDigest, address_hash};
 use crate::metrics::Metrics;
 
 /// Counts that are told to the backplane in one call.
 const FLUSH_BATCH_MAX: usize = 500;
-/// Questions that [`Admission::readmit_all`] has open at a time: ten thousand addresses are through within a second
-/// at a round trip of a few milliseconds, and the backplane's queue stays short.
-const READMISSIONS_OPEN_MAX: usize = 64;
 /// Pause between two looks whether what others have asked is answered.
 const SETTLE_POLL: Duration = Duration::from_millis(2);
 
@@ -90,6 +86,16 @@ pub enum Refusal {
     /// The node has not learned the cluster's secret yet.
     #[error("the node is starting")]
     NotReady,
+}
+
+/// What came of having sockets admitted again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Readmission {
+    /// The addresses that have too many, and how many of each may stay: not how many must go, as some may have gone by
+    /// themselves meanwhile.
+    pub kept: Vec<(AddressHash, u32)>,
+    /// No question has an answer of use (the node is no member, or keys hold something else): try again, but not at once.
+    pub is_stuck: bool,
 }
 
 /// See the module's documentation.
@@ -269,59 +275,64 @@ impl Admission {
         self.work.notify_one();
     }
 
-    /// Has all sockets admitted again, address by address, and tells which addresses have too many and how many they may
-    /// keep: not how many must go, as some may have gone by themselves meanwhile. To be called when the node has become a member anew, before anything else. If it is told once more that it is no
-    /// member, [`Self::gone`] rings again.
-    ///
-    /// # Errors
-    /// When the backplane does not answer for some address; all have to be tried again then.
-    pub async fn readmit_all(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
-        let addresses = self.counts.lock().held_addresses();
-        self.readmit_each(addresses).await
+    /// As [`Self::mark_all_dirty`], for the addresses whose last socket has ended: those that have some are asked about.
+    pub fn mark_left_dirty(&self) {
+        self.counts.lock().mark_left();
+        self.work.notify_one();
     }
 
-    /// As [`Self::readmit_all`], for the addresses that have sockets which were let in alone.
-    ///
-    /// # Errors
-    /// When the backplane does not answer for some address: call it again.
-    pub async fn readmit_unadmitted(&self) -> backplane::Result<Vec<(AddressHash, u32)>> {
-        let addresses = self.counts.lock().unadmitted();
-        self.readmit_each(addresses).await
+    /// Every socket has to be admitted again, and no count is told before it was: to be called when the node has become a
+    /// member anew, before anything else.
+    pub fn owe_all(&self) {
+        self.counts.lock().owe_all();
+        self.unadmitted.notify_one();
     }
 
-    /// Waits until there are sockets that were let in alone. Cancel safe; for one waiter.
+    /// Waits until there are sockets that have to be admitted. Cancel safe; for one waiter.
     pub async fn unadmitted(&self) {
-        while self.counts.lock().unadmitted().is_empty() {
+        while !self.owes_admission() {
             self.unadmitted.notified().await;
         }
     }
 
+    /// Whether there are sockets that have to be admitted.
+    #[must_use]
+    pub fn owes_admission(&self) -> bool {
+        self.counts.lock().owes_admission()
+    }
+
+    /// Has the sockets of some addresses admitted that were let in alone, or before the node was out: one call of the
+    /// backplane, to be repeated while there are more. If it is told that the node is no member, [`Self::gone`] rings.
+    ///
+    /// # Errors
+    /// When the backplane does not answer: call it again.
     // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
-    async fn readmit_each(&self, addresses: Vec<AddressHash>) -> backplane::Result<Vec<(AddressHash, u32)>> {
-        if self.settings.max_per_address == 0 {
-            return Ok(Vec::new());
-        }
-        let mut answers = futures_util::stream::iter(addresses)
-            .map(|address| async move { (address, self.readmit(address).await) })
-            .buffer_unordered(READMISSIONS_OPEN_MAX);
-        let mut surplus = Vec::new();
-        while let Some((address, answer)) = answers.next().await {
-            match answer {
-                Ok(None) => {}
-                Ok(Some(kept)) => surplus.push((address, kept)),
-                Err(error) => {
-                    // Nobody will close what was found so far: it is asked about once more.
-                    let mut counts = self.counts.lock();
-                    surplus.into_iter().for_each(|(address, _)| counts.owe_admission(address));
-                    return Err(error);
+    pub async fn readmit(&self) -> backplane::Result<Readmission> {
+        let Some(mut inquiry) = Inquiry::begin(self, READMIT_ADDRESSES_MAX).await else {
+            return Ok(Readmission::default());
+        };
+        let cap = self.settings.max_per_address;
+        let replies = self.backplane.readmit(self.node, cap, &inquiry.held).await?;
+        self.backplane_answered();
+        let mut readmission = Readmission::default();
+        for (at, reply) in replies.into_iter().enumerate().take(inquiry.held.len()) {
+            match reply {
+                Ok(AdmitReply::Granted) => inquiry.told[at] = Told::Yes,
+                // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
+                Ok(AdmitReply::Refused { counted }) => {
+                    inquiry.told[at] = Told::Yes;
+                    readmission.kept.push((inquiry.held[at].0, counted));
                 }
+                Ok(AdmitReply::Gone) => self.gone.notify_one(),
+                Err(_) => {}
             }
         }
-        Ok(surplus)
+        readmission.is_stuck = !inquiry.told.contains(&Told::Yes);
+        Ok(readmission)
     }
 
     /// Waits until the backplane said that this node is no member. Cancel safe; for one waiter, who has to enter
-    /// again and then call [`Self::readmit_all`].
+    /// again and then call [`Self::owe_all`].
     pub async fn gone(&self) {
         self.gone.notified().await;
     }
@@ -387,34 +398,6 @@ impl Admission {
         reservation.hold_alone();
         self.unadmitted.notify_one();
         Ok(())
-    }
-
-    /// Has an address' sockets admitted again; where they are too many, tells how many may stay.
-    async fn readmit(&self, address: AddressHash) -> backplane::Result<Option<u32>> {
-        let mut turn = Turn::take(self, address, Counts::begin_admission).await;
-        let mut asked = Asked { admission: self, address, answered: false };
-        let (held, cap) = (turn.held, self.settings.max_per_address);
-        if held == 0 {
-            // All have left since, and that is told like any change.
-            return Ok(None);
-        }
-        let reply = self.backplane.admit(&Admit { node: self.node, address, held, wanted: held, cap }).await?;
-        self.backplane_answered();
-        match reply {
-            AdmitReply::Granted => {
-                (turn.told, asked.answered) = (Told::Yes, true);
-                Ok(None)
-            }
-            // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
-            AdmitReply::Refused { counted } => {
-                (turn.told, asked.answered) = (Told::Yes, true);
-                Ok(Some(counted))
-            }
-            AdmitReply::Gone => {
-                self.gone.notify_one();
-                Ok(None)
-            }
-        }
     }
 }
 

@@ -13,10 +13,11 @@
 //! - Repeating a call whose answer was lost is safe. `publish` needs its number for that; the others say what is
 //!   true (`set_counts`, `touch`) or are guarded by a lease, an epoch and a slot (`tick`).
 //! - What is true of sockets changes, and what a node gave up waiting for may still be under way (on a connection that
-//!   broke, say). So a call of `admit` or `set_counts` that was given up is carried out before the node's next one of
+//!   broke, say). So a call of `admit`, `readmit` or `set_counts` that was given up is carried out before the node's next one of
 //!   them, or never.
 //! - A call ends within its bound (Redis: the command timeout, 2 s; `read_from`: its `block` + 2 s), with an answer
-//!   or with a [`BackplaneError`]; an error says nothing about whether the call was carried out.
+//!   or with a [`BackplaneError`]; an error says nothing about whether the call was carried out. Time in which the
+//!   process got no CPU does not count.
 //! - No method is cancel safe in the sense that dropping its future undoes it.
 
 pub mod memory;
@@ -287,6 +288,9 @@ pub struct Admit {
     pub cap: u32,
 }
 
+/// The most addresses of one [`Backplane::readmit`]: some 0.4 ms of Redis's one thread.
+pub const READMIT_ADDRESSES_MAX: usize = 128;
+
 /// What came of an [`Admit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdmitReply {
@@ -433,6 +437,10 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
 
     /// Lets sockets of an address in, up to the cap over all live members.
     async fn admit(&self, request: &Admit) -> Result<AdmitReply>;
+
+    /// Has all that the node holds of these addresses admitted again, at most [`READMIT_ADDRESSES_MAX`] in one step: as
+    /// [`Self::admit`] of each, with `wanted` equal to `held`. Each has its own answer, in their order.
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>>;
 
     /// States how many sockets of these addresses the node holds now; 0 forgets. Never a difference: a difference
     /// that is lost or repeated is wrong for ever.

@@ -2,20 +2,24 @@
 //!
 //! Others count a node's sockets against the cap of an address only while the node's lease holds. So a node that was
 //! away (its process stopped, or its connection did) has to know that it was, and must not go on as if nothing had
-//! happened: meanwhile others have let sockets in, in the place of its own. It enters again, and before its counts are
-//! told anew, every address is admitted anew; what does not fit is closed (Inv. CAP). A data set of another name means
-//! that *all* was lost: visitors are marked again at once, and the relay checks its place in the stream.
+//! happened: meanwhile others have let sockets in, in the place of its own. It enters again, and before the count of an
+//! address is told anew, it is admitted anew; what does not fit is closed (Inv. CAP). That is all, where only the lease
+//! ran out. Where another process answers than before, what was told last may be lost: visitors are marked again, and
+//! the end of sockets is told again. A data set of another name means that *all* was lost: the relay checks its place in
+//! the stream, too.
 //!
-//! Several loops run in one task. They are apart because having ten thousand addresses admitted again takes longer than
-//! a lease lasts, and the beat must not wait for it:
+//! Several loops run in one task. They are apart because having ten thousand addresses admitted again takes its time, and
+//! neither the beat nor those who leave must wait for it:
 //! - the beat renews the lease, and says when the node has entered anew ([`membership`] decides);
-//! - recovery does what must then be done, until all of it has succeeded;
-//! - sockets that were let in while nobody could be asked are admitted when there is an answer again;
-//! - the flush tells the counts of addresses that have changed, and rests while recovery runs.
+//! - recovery then learns the cluster's secret;
+//! - sockets that have to be admitted are, those of before the entering as well as those that were let in while nobody
+//!   could be asked: a call at a time, with rests ([`pace`]), so that a fleet which enters at once harms nobody;
+//! - the flush tells the counts of addresses that have changed, but for those that have still to be admitted.
 //!
 //! At the end the node leaves, when its last socket is gone: until then its sockets are still counted.
 
 pub mod membership;
+pub mod pace;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,9 +29,9 @@ use shared::backoff::Backoff;
 use shared::close::CloseReason;
 use shared::ids::{ConnId, NodeId};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use self::membership::{Membership, News};
+use self::membership::{Kept, Membership, News};
 use crate::admission::Admission;
 use crate::backplane::{AddressHash, Backplane, BackplaneError, MEMBER_LEASE, Result};
 use crate::clock::{Clock, Mono};
@@ -90,7 +94,7 @@ pub struct Cluster {
     report: watch::Sender<Report>,
     /// Counts the data sets seen.
     data_set: watch::Sender<u64>,
-    /// Counts the times that the node entered; recovery is due for each.
+    /// Counts the times that the node entered; the secret is to be learned anew for each.
     entered: watch::Sender<u64>,
     /// The last time of `entered` that was recovered from.
     recovered: watch::Sender<u64>,
@@ -126,7 +130,7 @@ impl Cluster {
             () = lifecycle.reached(Phase::Stopped) => {}
             () = self.beat() => {}
             () = self.recover() => {}
-            () = self.readmit_unadmitted() => {}
+            () = self.readmit() => {}
             () = self.flush() => {}
             () = self.rewrite() => {}
         }
@@ -161,7 +165,7 @@ impl Cluster {
         let parts = &self.parts;
         parts.vitals.moved(Loop::Beat);
         // The lease counts from when the backplane gets the beat, which is after this. The call's own bound keeps it
-        // shorter than the lease.
+        // shorter than the lease, unless the process sleeps; then the next beat tells.
         let reply = match parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -182,21 +186,32 @@ impl Cluster {
         match news {
             News::Same => {}
             News::Out => tracing::warn!("what this node told the cluster may be lost; entering again"),
-            News::Entered { other_data } => {
+            News::Entered { kept } => {
                 tracing::info!(members = reply.members, "entered the cluster");
-                if other_data {
+                if kept == Kept::Nothing {
                     tracing::warn!("the backplane holds another data set than before");
                     self.data_set.send_modify(|n| *n += 1);
                 }
-                if !(other_data && planted::has(Bug::NoReregistration)) {
-                    self.entered.send_modify(|n| *n += 1);
+                if !(kept == Kept::Nothing && planted::has(Bug::NoReregistration)) {
+                    self.tell_again(kept);
                 }
             }
         }
         Some(news)
     }
 
-    /// Does what must be done after each entering, until it has succeeded.
+    /// Sees to it that the others learn what they may not know of this node any more.
+    fn tell_again(&self, kept: Kept) {
+        // Inv. CAP: before the flush can tell anything.
+        self.parts.admission.owe_all();
+        if kept != Kept::All {
+            self.parts.admission.mark_left_dirty();
+            self.parts.presence.refresh_all();
+        }
+        self.entered.send_modify(|n| *n += 1);
+    }
+
+    /// Does what else must be done after each entering, until it has succeeded.
     async fn recover(&self) {
         let mut entered = self.entered.subscribe();
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
@@ -204,15 +219,13 @@ impl Cluster {
             let done = *self.recovered.borrow();
             // The sender lives as long as `self`, so waiting cannot fail.
             let Ok(time) = entered.wait_for(|time| *time > done).await.map(|time| *time) else { return };
-            match self.readmit().await {
+            match self.learn_secret().await {
                 Ok(()) => {
                     backoff.reset();
-                    self.parts.admission.mark_all_dirty();
-                    self.parts.presence.refresh_all();
                     self.recovered.send_replace(time);
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "addresses could not be admitted again yet");
+                    tracing::debug!(%error, "the cluster's secret could not be learned yet");
                     let delay = backoff.next_delay(&mut rand::rng());
                     tokio::time::sleep(delay).await;
                 }
@@ -220,19 +233,29 @@ impl Cluster {
         }
     }
 
-    /// Asks about the sockets that were let in without asking, as soon as there is an answer.
-    async fn readmit_unadmitted(&self) {
+    /// Has the sockets admitted that have to be, call after call, as soon as there is an answer.
+    async fn readmit(&self) {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         loop {
             self.parts.admission.unadmitted().await;
             self.recovered_from_entering().await;
-            if let Ok(kept) = self.parts.admission.readmit_unadmitted().await {
-                self.close_surplus(kept);
+            let begun = Instant::now();
+            let goes_on = match self.parts.admission.readmit().await {
+                Ok(readmission) => {
+                    self.close_surplus(readmission.kept);
+                    !readmission.is_stuck
+                }
+                Err(_) => false,
+            };
+            let rest = if goes_on {
                 backoff.reset();
-            }
-            // After an answer too: a node that is no member has to enter before it asks again.
-            let delay = backoff.next_delay(&mut rand::rng());
-            tokio::time::sleep(delay).await;
+                let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
+                // What trickles in gathers, like counts do.
+                if self.parts.admission.owes_admission() { rest } else { rest.max(FLUSH_AFTER) }
+            } else {
+                backoff.next_delay(&mut rand::rng())
+            };
+            tokio::time::sleep(rest).await;
         }
     }
 
@@ -244,16 +267,14 @@ impl Cluster {
         let _ = recovered.wait_for(|done| *done >= time).await;
     }
 
-    /// Has every address admitted again, under names that the other nodes know, too.
-    async fn readmit(&self) -> Result<()> {
+    /// Learns the secret by which all nodes name addresses.
+    async fn learn_secret(&self) -> Result<()> {
         let held = self.parts.admission.secret();
         let secret = self.parts.backplane.secret(held).await?;
         if held.is_some_and(|held| held != secret) {
             tracing::warn!("the backplane names addresses differently than before: sockets held now count apart");
         }
         self.parts.admission.set_secret(secret);
-        let kept = self.parts.admission.readmit_all().await?;
-        self.close_surplus(kept);
         Ok(())
     }
 
@@ -294,7 +315,7 @@ impl Cluster {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         loop {
             self.parts.admission.dirty().await;
-            // Counts are told by members alone, and not before what they hold was admitted.
+            // Counts are told by members alone.
             self.recovered_from_entering().await;
             tokio::time::sleep(FLUSH_AFTER).await;
             match self.parts.admission.flush_dirty().await {

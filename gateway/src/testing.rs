@@ -35,6 +35,7 @@ pub(crate) enum Call {
     Beat,
     Leave,
     Admit,
+    Readmit,
     SetCounts,
     Salts,
     Touch,
@@ -206,6 +207,9 @@ impl Backplane for Unreliable {
     }
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         self.through(Call::Admit, self.inner().admit(request)).await
+    }
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        self.through(Call::Readmit, self.inner().readmit(node, cap, held)).await
     }
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
         self.through(Call::SetCounts, self.inner().set_counts(node, counts)).await

@@ -106,9 +106,15 @@ impl Counts {
         }
     }
 
-    /// The addresses about whose sockets the cluster has still to decide.
-    pub(super) fn unadmitted(&self) -> Vec<AddressHash> {
-        self.unadmitted.iter().copied().collect()
+    /// The cluster has to decide anew about the sockets of every address.
+    pub(super) fn owe_all(&mut self) {
+        let held = self.addresses.iter().filter(|(_, sockets)| sockets.held > 0);
+        self.unadmitted.extend(held.map(|(address, _)| *address));
+    }
+
+    /// Whether there are addresses about whose sockets the cluster has still to decide.
+    pub(super) fn owes_admission(&self) -> bool {
+        !self.unadmitted.is_empty()
     }
 
     /// A socket ended.
@@ -122,13 +128,18 @@ impl Counts {
         self.busy.insert(address).then(|| self.held(address))
     }
 
-    /// As [`Self::begin`], to ask about all sockets that the address has now: nothing else is to be told of it then.
-    /// Who is let in alone from here on is asked about another time.
-    pub(super) fn begin_admission(&mut self, address: AddressHash) -> Option<u32> {
-        let held = self.begin(address)?;
-        self.unadmitted.remove(&address);
-        self.dirty.remove(&address);
-        Some(held)
+    /// Takes the turns of up to `max` addresses about whose sockets the cluster has still to decide, to ask about all that
+    /// they have now: nothing else is to be told of them then. Who is let in alone from here on is asked about another
+    /// time.
+    pub(super) fn begin_admissions(&mut self, max: usize) -> Vec<(AddressHash, u32)> {
+        let free = self.unadmitted.iter().filter(|address| !self.busy.contains(address));
+        let batch: Vec<_> = free.take(max).map(|address| (*address, self.held(*address))).collect();
+        for (address, _) in &batch {
+            self.unadmitted.remove(address);
+            self.dirty.remove(address);
+            self.busy.insert(*address);
+        }
+        batch
     }
 
     /// Gives the turn back. Returns whether the address has to be told (again).
@@ -167,9 +178,14 @@ impl Counts {
     }
 
     /// Every address is to be told anew, also those that have left of late.
-    // Inv. CAP: a place that was given back stays given back.
     pub(super) fn mark_all(&mut self) {
         self.dirty.extend(self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address));
+        self.mark_left();
+    }
+
+    /// The addresses that have left of late are to be told anew.
+    // Inv. CAP: a place that was given back stays given back.
+    pub(super) fn mark_left(&mut self) {
         for address in self.left.iter().flatten() {
             // Inv. BOUND
             if self.dirty.len() < DIRTY_MAX {
@@ -182,11 +198,6 @@ impl Counts {
     pub(super) fn forget_left(&mut self) {
         self.left.swap(0, 1);
         self.left[0] = HashSet::new();
-    }
-
-    /// The addresses that have sockets.
-    pub(super) fn held_addresses(&self) -> Vec<AddressHash> {
-        self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address).collect()
     }
 
     /// How many sockets an address has.
@@ -382,21 +393,42 @@ mod tests {
         counts.hold(address(1), Told::Yes);
         counts.hold_alone(address(1));
         assert!(!counts.has_work() && counts.begin_batch(9).is_empty());
-        assert_eq!(counts.unadmitted(), [address(1)]);
-        assert_eq!(counts.begin_admission(address(1)), Some(2));
+        assert_eq!(counts.begin_admissions(9), [(address(1), 2)]);
+        assert!(!counts.owes_admission() && counts.begin_admissions(9).is_empty());
         assert!(!counts.dirty.contains(&address(1)), "the number before the answer is not told after it");
         // One more while the question is open is another question.
         counts.hold_alone(address(1));
+        assert!(counts.begin_admissions(9).is_empty(), "but not at the same time");
         counts.end(address(1), Told::Yes);
-        assert_eq!(counts.unadmitted(), [address(1)]);
         // An answer that was lost, too; but not about sockets that are gone.
-        assert_eq!(counts.begin_admission(address(1)), Some(3));
+        assert_eq!(counts.begin_admissions(9), [(address(1), 3)]);
         counts.owe_admission(address(1));
         counts.end(address(1), Told::Unsure);
-        assert_eq!(counts.unadmitted(), [address(1)]);
+        assert!(counts.owes_admission());
         (0..3).for_each(|_| counts.release(address(1)));
-        assert!(counts.unadmitted().is_empty());
+        assert!(!counts.owes_admission());
         assert_eq!(counts.begin_batch(9), [(address(1), 0)]);
+    }
+
+    // Inv. CAP
+    #[test]
+    fn who_was_out_asks_about_everything_and_tells_nothing_before() {
+        let mut counts = Counts::default();
+        for n in 1..=3 {
+            counts.hold(address(n), Told::Yes);
+        }
+        counts.release(address(3));
+        counts.mark_all();
+        counts.owe_all();
+        assert_eq!(counts.begin_batch(9), [(address(3), 0)], "who has left may be told");
+        let first = counts.begin_admissions(1);
+        let second = counts.begin_admissions(9);
+        assert_eq!((first.len(), second.len(), counts.owes_admission()), (1, 1, false));
+        for (address, held) in first.iter().chain(&second) {
+            assert_eq!(*held, 1);
+            counts.end(*address, Told::Yes);
+        }
+        assert!(!counts.has_work(), "what was asked about is told by that");
     }
 
     // Inv. BOUND

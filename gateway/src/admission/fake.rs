@@ -97,17 +97,9 @@ impl Fake {
             }
         }
     }
-}
 
-#[async_trait]
-impl Backplane for Fake {
-    fn name(&self) -> &'static str {
-        "fake"
-    }
-
-    async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        let _open = Open::new(self, vec![request.address]);
+    /// What is answered, and counted from then on.
+    fn decide(&self, request: &Admit) -> AdmitReply {
         let mood = *self.mood.lock();
         let room = request.cap.saturating_sub(*self.others.lock());
         let reply = match mood {
@@ -123,7 +115,31 @@ impl Backplane for Fake {
         if let Some(counted) = counted.filter(|_| mood != Mood::Broken) {
             self.told.lock().insert(request.address, counted);
         }
+        reply
+    }
+}
+
+#[async_trait]
+impl Backplane for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let _open = Open::new(self, vec![request.address]);
+        let reply = self.decide(request);
         self.answer(reply).await
+    }
+
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let _open = Open::new(self, held.iter().map(|(address, _)| *address).collect());
+        let again = |(address, held): &(AddressHash, u32)| {
+            Ok(self.decide(&Admit { node, address: *address, held: *held, wanted: *held, cap }))
+        };
+        let replies = held.iter().map(again).collect();
+        self.answer(replies).await
     }
 
     async fn set_counts(&self, _node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

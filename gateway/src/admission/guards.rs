@@ -4,23 +4,57 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::counts::{Counts, OverCap, Told};
+use super::counts::{OverCap, Told};
 use super::{Admission, Refusal};
 use crate::backplane::{self, AddressHash};
 use crate::hub::SocketPermit;
 
-/// A question about all sockets of an address; without an answer, however it ends, it has to be put again.
-pub(super) struct Asked<'a> {
-    pub(super) admission: &'a Admission,
-    pub(super) address: AddressHash,
-    pub(super) answered: bool,
+/// The turns of addresses, all of whose sockets are asked about. What gets no answer, however that comes, has to be
+/// asked about again.
+pub(super) struct Inquiry<'a> {
+    admission: &'a Admission,
+    pub(super) held: Vec<(AddressHash, u32)>,
+    /// What has come of each.
+    pub(super) told: Vec<Told>,
 }
 
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.admission.counts.lock().owe_admission(self.address);
+impl<'a> Inquiry<'a> {
+    /// Takes the turns of up to `max` addresses that have to be asked about, and waits while others have those of all
+    /// of them. None when there is none. Cancel safe.
+    pub(super) async fn begin(admission: &'a Admission, max: usize) -> Option<Self> {
+        let rings = admission.turns.notified();
+        tokio::pin!(rings);
+        loop {
+            // Listening before looking: a turn that is given back in between is not missed.
+            rings.as_mut().enable();
+            let (held, is_owed) = {
+                let mut counts = admission.counts.lock();
+                (counts.begin_admissions(max), counts.owes_admission())
+            };
+            if !held.is_empty() {
+                return Some(Self { admission, told: vec![Told::Unsure; held.len()], held });
+            }
+            if !is_owed {
+                return None;
+            }
+            rings.as_mut().await;
+            rings.set(admission.turns.notified());
         }
+    }
+}
+
+impl Drop for Inquiry<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.admission.counts.lock();
+        for ((address, _), told) in self.held.iter().zip(&self.told) {
+            if *told == Told::Unsure {
+                counts.owe_admission(*address);
+            }
+            counts.end(*address, *told);
+        }
+        drop(counts);
+        self.admission.turns.notify_waiters();
+        self.admission.work.notify_one();
     }
 }
 
@@ -117,31 +151,13 @@ pub(super) struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
-    /// Waits until nobody else has it. Cancel safe.
-    pub(super) async fn take(
-        admission: &'a Admission,
-        address: AddressHash,
-        begin: impl Fn(&mut Counts, AddressHash) -> Option<u32>,
-    ) -> Self {
-        let rings = admission.turns.notified();
-        tokio::pin!(rings);
-        loop {
-            // Listening before looking: a turn that is given back in between is not missed.
-            rings.as_mut().enable();
-            if let Some(held) = begin(&mut admission.counts.lock(), address) {
-                return Self { admission, address, held, told: Told::Unsure };
-            }
-            rings.as_mut().await;
-            rings.set(admission.turns.notified());
-        }
-    }
-
-    /// Waits likewise, as long as turns are given back within the time that an answer may take: so many handshakes of
-    /// one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
+    /// Waits until nobody else has it, as long as turns are given back within the time that an answer may take: so many
+    /// handshakes of one address may be before this one. None when the backplane is silent, and then the node is alone. Cancel safe.
     pub(super) async fn take_unless_silent(admission: &'a Admission, address: AddressHash) -> Option<Self> {
         let rings = admission.turns.notified();
         tokio::pin!(rings);
         loop {
+            // Listening before looking: a turn that is given back in between is not missed.
             rings.as_mut().enable();
             if admission.is_alone() {
                 return None;

@@ -121,7 +121,7 @@ async fn a_silent_backplane_is_waited_for_once() {
     assert!(admission.is_alone());
     assert_ne!(told(&fake, 1), Some(CAP));
     within(admission.unadmitted()).await;
-    assert_eq!(admission.readmit_unadmitted().await.expect("answers"), []);
+    assert_eq!(admission.readmit().await.expect("answers"), Readmission::default());
     assert!(!admission.is_alone());
     assert_eq!(told(&fake, 1), Some(CAP));
     assert!(admission.admit(ip(2)).await.is_ok());
@@ -224,8 +224,10 @@ async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
     // Entered again, beside two sockets that the address has elsewhere: one of the two here is too many.
     *fake.mood.lock() = Mood::Well;
     *fake.others.lock() = 2;
-    let kept = admission.readmit_all().await.expect("answers");
-    assert_eq!(kept, [(address_hash(&[7; 32], ip(1)), 1)]);
+    admission.owe_all();
+    let readmission = admission.readmit().await.expect("answers");
+    assert_eq!(readmission.kept, [(address_hash(&[7; 32], ip(1)), 1)]);
+    assert!(!readmission.is_stuck && !admission.owes_admission());
     permits.remove(0);
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
@@ -237,9 +239,15 @@ async fn readmission_reports_a_backplane_that_does_not_answer() {
     let admission = admission(&fake, 100, CAP);
     let _permit = admission.admit(ip(1)).await.expect("room");
     *fake.mood.lock() = Mood::Broken;
-    assert!(admission.readmit_all().await.is_err());
-    within(admission.unadmitted()).await;
-    assert!(admission.readmit_unadmitted().await.is_err());
+    admission.owe_all();
+    for _ in 0..2 {
+        assert!(admission.readmit().await.is_err());
+        within(admission.unadmitted()).await;
+    }
+    // Nor is it an answer that the node is no member.
+    *fake.mood.lock() = Mood::Gone;
+    assert!(admission.readmit().await.expect("answers").is_stuck);
+    within(admission.gone()).await;
     within(admission.unadmitted()).await;
 }
 
@@ -250,4 +258,35 @@ fn nothing_that_can_be_printed_shows_an_address() {
     let admission = admission(&fake, 100, 0);
     let permit = futures_util::FutureExt::now_or_never(admission.admit(ip(77))).expect("no wait").expect("room");
     assert!(!format!("{admission:?} {permit:?}").contains("192.0.2"));
+}
+
+// Inv. CAP: nothing is told of an address before it was admitted, while all others are, whoever is asked about.
+#[tokio::test(start_paused = true)]
+async fn a_walk_over_many_addresses_goes_call_by_call_and_hinders_nobody() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 1_000, CAP);
+    let mut permits = Vec::new();
+    for n in 0..=u8::MAX {
+        permits.push(admission.admit(ip(n)).await.expect("room"));
+    }
+    let asked = fake.asked.load(Ordering::Relaxed);
+    fake.told.lock().clear();
+    admission.owe_all();
+    admission.mark_all_dirty();
+    admission.flush_dirty().await.expect("answers");
+    assert!(fake.told.lock().is_empty());
+
+    assert!(!admission.readmit().await.expect("answers").is_stuck);
+    assert_eq!(fake.told.lock().len(), READMIT_ADDRESSES_MAX);
+    // In between somebody comes and somebody goes.
+    permits.push(admission.admit(ip(1)).await.expect("room"));
+    permits.remove(2);
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(2), Some(0)));
+    while admission.owes_admission() {
+        assert!(!admission.readmit().await.expect("answers").is_stuck);
+    }
+    assert_eq!(fake.told.lock().len(), 256);
+    assert!(fake.asked.load(Ordering::Relaxed) <= asked + 1 + 256_usize.div_ceil(READMIT_ADDRESSES_MAX));
+    assert!(!fake.overlapped.load(Ordering::Relaxed));
 }

@@ -48,8 +48,8 @@ pub use self::visitors::VISITORS_MAX;
 use self::visitors::{SaltStore, Visitors};
 use super::{
     AddressHash, Admit, AdmitReply, Backplane, BackplaneError, BeatReply, ClaimReply, Entry, Join, LEGACY_QUEUE_MAX,
-    Lease, Millis, PUBLISH_ITEMS_MAX, Publication, Publish, PublishReply, Result, Salt, Salts, TickReply, Touch,
-    TouchReply,
+    Lease, Millis, PUBLISH_ITEMS_MAX, Publication, Publish, PublishReply, READMIT_ADDRESSES_MAX, Result, Salt, Salts,
+    TickReply, Touch, TouchReply,
 };
 use crate::clock::Clock;
 
@@ -311,6 +311,16 @@ impl Backplane for MemoryBackplane {
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         self.with(|state, now| state.members.admit(request, now)).ok_or(BackplaneError::Backpressure)
+    }
+
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        Ok(self.with(|state, now| {
+            let again = |(address, held): &(AddressHash, u32)| {
+                let request = Admit { node, address: *address, held: *held, wanted: *held, cap };
+                state.members.admit(&request, now).ok_or(BackplaneError::Backpressure)
+            };
+            held.iter().take(READMIT_ADDRESSES_MAX).map(again).collect()
+        }))
     }
 
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

@@ -15,6 +15,7 @@
 mod admissions;
 mod connection;
 mod members;
+mod patience;
 mod presence;
 mod publish;
 mod pubsub;
@@ -43,12 +44,12 @@ use shared::ids::{NodeId, StreamId};
 use shared::keys::Keys;
 use shared::message::Snapshot;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::admissions::Admissions;
-use self::connection::{COMMAND_TIMEOUT, Link, Questions, Role, ask_options};
+use self::connection::{COMMAND_TIMEOUT, Link, NO_TIMER, Questions, Role, ask_options};
+use self::patience::{Lateness, patiently};
 use self::refusals::Refusals;
 use self::reply::Reply;
 use self::scripts::Scripts;
@@ -69,6 +70,8 @@ pub struct RedisBackplane {
     reader: Link<Client>,
     /// Which of its connections the last read went through; 0 before the first.
     read_through: AtomicU64,
+    /// When reads found that this process was late.
+    lateness: Lateness,
     /// How commands are sent.
     options: Options,
     /// How long this node's membership lasts: what [`scripts`] prolong others by when Redis itself was away.
@@ -107,8 +110,9 @@ impl RedisBackplane {
             commands,
             reader,
             read_through: AtomicU64::new(0),
+            lateness: Lateness::default(),
             options: Options {
-                timeout: Some(COMMAND_TIMEOUT),
+                timeout: Some(NO_TIMER),
                 max_attempts: Some(tries),
                 // Nothing is queued while there is no connection, to be carried out when nobody wants it any more.
                 fail_fast: true,
@@ -148,7 +152,7 @@ impl RedisBackplane {
             let reply = scripts::run(client, &self.options, script, keys, arguments).await;
             reply.map(Reply::new).map_err(|error| self.refusals.meaning(&error))
         };
-        timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
+        patiently(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
 
     /// Runs a command on the connection for commands.
@@ -160,7 +164,7 @@ impl RedisBackplane {
             let client = self.commands.ready().await?;
             command(client.with_options(&self.options)).await.map_err(|error| self.refusals.meaning(&error))
         };
-        timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
+        patiently(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
 
     fn member_lease(&self) -> Value {
@@ -203,7 +207,11 @@ impl Backplane for RedisBackplane {
     }
 
     fn distrust_reads(&self) {
-        self.reader.suspect();
+        if self.lateness.excuses() {
+            tracing::debug!("what is missing may not have been read in time: this process was late");
+        } else {
+            self.reader.suspect();
+        }
     }
 
     async fn newest(&self, count: usize) -> Result<Vec<Entry>> {
@@ -244,6 +252,10 @@ impl Backplane for RedisBackplane {
 
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         self.counted(self.admissions.ask(*request).await)
+    }
+
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        self.counted(self.readmit_together(node, cap, held).await)
     }
 
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

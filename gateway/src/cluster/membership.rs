@@ -8,6 +8,18 @@
 
 use crate::backplane::{BeatReply, Join, Standing};
 
+/// What the backplane still has of what this node told it, when the node enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// All: the node is new and has told nothing, or it was its lease alone that ran out. Counts of sockets may have been
+    /// removed by whoever was let in meanwhile; everything else stands.
+    All,
+    /// All but perhaps the last: another process answers than before.
+    Most,
+    /// Nothing: it is another data set than before.
+    Nothing,
+}
+
 /// What a beat brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
@@ -17,8 +29,8 @@ pub enum News {
     Out,
     /// The node has just entered.
     Entered {
-        /// Into another data set than the one before.
-        other_data: bool,
+        /// What needs not be told again.
+        kept: Kept,
     },
 }
 
@@ -61,9 +73,15 @@ impl Membership {
             }
             Standing::Member if entering => {
                 self.is_member = true;
-                let before = self.generation.replace(reply.generation.clone());
+                let kept = match &self.generation {
+                    None => Kept::All,
+                    Some(before) if *before != reply.generation => Kept::Nothing,
+                    Some(_) if self.server != reply.server => Kept::Most,
+                    Some(_) => Kept::All,
+                };
+                self.generation = Some(reply.generation.clone());
                 self.server.clone_from(&reply.server);
-                News::Entered { other_data: before.is_some_and(|before| before != reply.generation) }
+                News::Entered { kept }
             }
             Standing::Member if self.generation.as_ref() == Some(&reply.generation) && self.server == reply.server => {
                 News::Same
@@ -93,8 +111,8 @@ mod tests {
         }
     }
 
-    const NEW: News = News::Entered { other_data: false };
-    const OTHER: News = News::Entered { other_data: true };
+    const NEW: News = News::Entered { kept: Kept::All };
+    const OTHER: News = News::Entered { kept: Kept::Nothing };
 
     #[test]
     fn enters_once_and_stays() {
@@ -126,7 +144,8 @@ mod tests {
     fn another_process_with_the_same_data_is_entered_anew() {
         let mut membership = Membership::default();
         let from = |server: &str| BeatReply { server: server.into(), ..reply(Standing::Member, "a") };
-        for (server, news) in [("x", NEW), ("x", News::Same), ("y", News::Out), ("y", NEW), ("y", News::Same)] {
+        let less = News::Entered { kept: Kept::Most };
+        for (server, news) in [("x", NEW), ("x", News::Same), ("y", News::Out), ("y", less), ("y", News::Same)] {
             assert_eq!(membership.heard(&from(server)), news, "{server}");
         }
     }
@@ -138,5 +157,9 @@ mod tests {
         membership.told_gone();
         assert_eq!(membership.join(), Join::Enter);
         assert_eq!(membership.heard(&reply(Standing::Member, "a")), NEW);
+        // Both at once: the lease ran out while another process took over.
+        membership.told_gone();
+        let other = BeatReply { server: "y".into(), ..reply(Standing::Member, "a") };
+        assert_eq!(membership.heard(&other), News::Entered { kept: Kept::Most });
     }
 }

@@ -170,7 +170,7 @@ async fn a_node_that_was_out_has_its_sockets_admitted_again_and_closes_the_surpl
             other_beats(&world.memory, Join::Stay).await;
             assert_eq!(world.memory.admit(&world.other_admits(0, 1)).await, Ok(AdmitReply::Granted));
             // Back again; having an address admitted again fails once.
-            world.backplane.fail(Call::Admit, [Fault::AnswerLost]);
+            world.backplane.fail(Call::Readmit, [Fault::AnswerLost]);
             world.backplane.set_down(false);
             let mut received = Vec::new();
             second.read_to_end(&mut received).await.expect("reads");

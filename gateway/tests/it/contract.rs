@@ -100,6 +100,8 @@ contract! {
         addresses_are_counted_apart,
         a_dead_node_counts_no_more,
         readmission_takes_what_fits,
+        many_addresses_are_admitted_again_together,
+        who_was_taken_for_dead_is_asked_what_still_fits,
         a_refusal_hides_no_socket_that_stays,
         counts_are_stated_not_added,
         zero_forgets,

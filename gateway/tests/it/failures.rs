@@ -343,3 +343,29 @@ async fn a_ticker_that_slept_through_its_lease_is_refused() {
     assert!(ticks.windows(2).all(|pair| pair[1].0 > pair[0].0 && pair[1].1 >= pair[0].1), "{ticks:?}");
     cluster.nodes[sleeper].until_health("ok", SOON).await;
 }
+
+// A process that got no CPU for longer than any answer may take finds the answers in its sockets when it goes on. To
+// make its connections anew then is load in the moment that can bear it least.
+#[tokio::test]
+async fn a_node_that_was_stopped_does_not_blame_redis() {
+    let cluster = Cluster::of(2, short).await;
+    let ticker = cluster.ticker().await;
+    let sleeper = &cluster.nodes[1 - ticker];
+    let on_sleeper = Recorder::join(Upgrade::new().open(sleeper.public).await).await;
+    let elsewhere = Recorder::join(Upgrade::new().open(cluster.nodes[ticker].public).await).await;
+    on_sleeper.until_new("realtime_update", SOON).await;
+    for _ in 0..2 {
+        sleeper.freeze();
+        // Longer than a blocking read may take (4 s) and than two questions do.
+        for _ in 0..5 {
+            elsewhere.until_new("realtime_update", SOON).await;
+        }
+        sleeper.thaw();
+        on_sleeper.until_new("realtime_update", SOON).await;
+        elsewhere.until_new("realtime_update", SOON).await;
+        on_sleeper.until_new("realtime_update", SOON).await;
+    }
+    assert_eq!(sleeper.metric("gateway_backplane_reconnects_total").await, 0, "{}", sleeper.log());
+    sleeper.until_health("ok", SOON).await;
+    on_sleeper.assert_open();
+}

@@ -1,4 +1,4 @@
-//! Questions of handshakes, asked together.
+//! Questions of handshakes, asked together, and those of a node that enters again.
 //!
 //! One question to Redis costs the node far more than its bytes: a system call to send, one to hear the answer, and
 //! the wake-ups between. A single handshake cannot be cheaper; thousands that come at once can, because what has
@@ -9,25 +9,30 @@
 //! Whoever gives up (a handshake waits 250 ms) drops its receiver; its question is still carried out, and what it
 //! has counted is corrected by the node's next word about the address, as after any lost answer.
 //!
+//! A node that enters again asks about thousands of addresses. Those questions go by themselves, a call full of them at a
+//! time ([`crate::cluster`] says how many calls, and how fast): between two of their calls the handshakes have theirs.
+//!
 //! Deliberately absent: answers that are remembered. Redis decides, each time.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fred::types::Value;
+use shared::ids::NodeId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::reply::{ODD_REPLY, Reply, corrupt};
+use super::statements::Statement;
 use super::{RedisBackplane, number, text};
-use crate::backplane::{Admit, AdmitReply, BackplaneError, Result};
+use crate::backplane::{AddressHash, Admit, AdmitReply, BackplaneError, READMIT_ADDRESSES_MAX, Result};
 
 /// Questions that may wait: as many as there may be connections that have not upgraded. The next is told
 /// [`BackplaneError::Backpressure`].
 // Inv. BOUND
 const WAITING_MAX: usize = 4096;
 /// Addresses that one script is asked about: some 0.5 ms of Redis's one thread.
-const ASKED_TOGETHER_MAX: usize = 128;
+const ASKED_TOGETHER_MAX: usize = READMIT_ADDRESSES_MAX;
 /// Least time from one call to the next.
 const GATHERED_FOR: Duration = Duration::from_millis(2);
 
@@ -90,26 +95,51 @@ impl RedisBackplane {
         if waiting.is_empty() {
             return;
         }
-        let mut keys = Vec::with_capacity(waiting.len() + 2);
-        keys.extend([self.keys.nodes(), self.keys.told()]);
-        keys.extend(waiting.iter().map(|question| self.keys.address(question.admit.address)));
-        let mut arguments = Vec::with_capacity(4 * waiting.len() + 3);
-        arguments.extend(statement.arguments());
-        arguments.push(self.member_lease());
-        arguments.extend(waiting.iter().flat_map(|question| arguments_of(&question.admit)));
-        let mut reply = self.run(&self.scripts.admit, keys, arguments).await;
-        drop(statement);
+        let mut reply = self.ask_about(statement, waiting.iter().map(|question| &question.admit)).await;
         for question in waiting.drain(..) {
             let answer = match &mut reply {
-                Ok(reply) => next_answer(reply),
+                Ok(reply) => self.next_answer(reply),
                 Err(error) => Err(error.clone()),
             };
-            if let Err(BackplaneError::Corrupt(reason)) = answer {
-                self.refusals.mention(reason);
-            }
             // An error here is a handshake that has given up.
             let _ = question.answer.send(answer);
         }
+    }
+
+    pub(super) async fn readmit_together(
+        &self,
+        node: NodeId,
+        cap: u32,
+        held: &[(AddressHash, u32)],
+    ) -> Result<Vec<Result<AdmitReply>>> {
+        let again =
+            |(address, held): &(AddressHash, u32)| Admit { node, address: *address, held: *held, wanted: *held, cap };
+        let asked: Vec<Admit> = held.iter().take(READMIT_ADDRESSES_MAX).map(again).collect();
+        let mut reply = self.ask_about(self.statements.begin().await, asked.iter()).await?;
+        Ok(asked.iter().map(|_| self.next_answer(&mut reply)).collect())
+    }
+
+    async fn ask_about<'q>(
+        &self,
+        statement: Statement<'_>,
+        asked: impl ExactSizeIterator<Item = &'q Admit> + Clone,
+    ) -> Result<Reply> {
+        let mut keys = Vec::with_capacity(asked.len() + 2);
+        keys.extend([self.keys.nodes(), self.keys.told()]);
+        keys.extend(asked.clone().map(|admit| self.keys.address(admit.address)));
+        let mut arguments = Vec::with_capacity(4 * asked.len() + 3);
+        arguments.extend(statement.arguments());
+        arguments.push(self.member_lease());
+        arguments.extend(asked.flat_map(arguments_of));
+        self.run(&self.scripts.admit, keys, arguments).await
+    }
+
+    fn next_answer(&self, reply: &mut Reply) -> Result<AdmitReply> {
+        next_answer(reply).inspect_err(|error| {
+            if let BackplaneError::Corrupt(reason) = error {
+                self.refusals.mention(reason);
+            }
+        })
     }
 }
 

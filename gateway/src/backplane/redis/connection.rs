@@ -7,7 +7,8 @@
 //!
 //! So each connection has a supervisor: it starts the library's task and owns it, learns of each new connection,
 //! looks at the server behind it before anybody may use it, and asks it every two seconds whether it is there. Two
-//! questions without an answer, or a read that outlasted its bound, and the connection is made anew.
+//! questions without an answer, or a read that outlasted its bound, and the connection is made anew. What counts as no
+//! answer is time in which this process itself was awake ([`super::patience`]).
 //!
 //! Deliberately absent: TCP keepalive. It would tell later, and less, than the questions do.
 
@@ -26,11 +27,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::patience::patiently;
 use crate::backplane::{BackplaneError, Result};
 use crate::metrics::Metrics;
 
-/// Longest wait for an answer to a command.
+/// Longest wait for an answer to a command, in time in which this process was awake ([`patiently`]).
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+/// The library's own timers know nothing of a process that was not awake; ours are around every call.
+pub(super) const NO_TIMER: Duration = Duration::ZERO;
 /// Longest wait for a connection, within [`COMMAND_TIMEOUT`]. Waiting bridges a reconnect, and keeps a caller that
 /// tries again at once from spinning.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
@@ -278,9 +282,9 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     /// Who is at the other end, and whether it will do.
     async fn ask_server(&self) -> Seen {
         let first = !self.checked && self.role == Role::Commands;
-        match timeout(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
-            Ok(Ok(info)) if is_replica(&info) => return Seen::Replica,
-            Ok(Ok(info)) => {
+        match patiently(COMMAND_TIMEOUT, self.ask.info::<String>(None)).await {
+            Some(Ok(info)) if is_replica(&info) => return Seen::Replica,
+            Some(Ok(info)) => {
                 if first {
                     warn_of_eviction(&info);
                 }
@@ -289,20 +293,20 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
                     unfit => return Seen::Server(unfit),
                 }
             }
-            Ok(Err(error)) if error.details().starts_with("NOPERM") => {
+            Some(Err(error)) if error.details().starts_with("NOPERM") => {
                 if first {
                     tracing::warn!("the redis user may not run INFO: version and eviction policy are not checked");
                 }
             }
-            Ok(Err(_)) | Err(_) => return Seen::Nobody,
+            Some(Err(_)) | None => return Seen::Nobody,
         }
         // Each beat looks at it too, and says it first. But whoever does not speak the contract must not even begin
         // to publish or to tick.
-        match timeout(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await {
-            Ok(Ok(schema)) => Seen::Server(judge_schema(schema.as_deref())),
+        match patiently(COMMAND_TIMEOUT, self.read.get::<Option<String>, _>(&self.schema_key)).await {
+            Some(Ok(schema)) => Seen::Server(judge_schema(schema.as_deref())),
             // Of another type: that is corrupt, and for the beat to say.
-            Ok(Err(error)) if error.details().starts_with("WRONGTYPE") => Seen::Server(Verdict::Usable),
-            Ok(Err(_)) | Err(_) => Seen::Nobody,
+            Some(Err(error)) if error.details().starts_with("WRONGTYPE") => Seen::Server(Verdict::Usable),
+            Some(Err(_)) | None => Seen::Nobody,
         }
     }
 
@@ -356,7 +360,7 @@ impl<C: ClientLike + EventInterface + KeysInterface + 'static> Supervisor<C> {
     }
 
     async fn ping(&mut self) {
-        let answered = matches!(timeout(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Ok(Ok(())));
+        let answered = matches!(patiently(COMMAND_TIMEOUT, self.ask.ping::<()>(None)).await, Some(Ok(())));
         if answered {
             self.pings_lost = 0;
             if self.role == Role::Commands {
@@ -458,7 +462,7 @@ fn judge_schema(schema: Option<&str>) -> Verdict {
 /// Options of the questions that a supervisor asks.
 pub(super) fn ask_options(slot: u16) -> Options {
     Options {
-        timeout: Some(COMMAND_TIMEOUT),
+        timeout: Some(NO_TIMER),
         cluster_hash: Some(ClusterHash::Custom(slot)),
         max_attempts: Some(1),
         ..Options::default()

@@ -14,12 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::interfaces::{ClientLike, StreamsInterface};
 use fred::types::Value;
-use fred::types::config::Options;
 use shared::ids::{Epoch, Slot, StreamId};
-use tokio::time::timeout;
 
 use super::RedisBackplane;
 use super::connection::COMMAND_TIMEOUT;
+use super::patience::patiently_noting;
 use super::reply::{ODD_REPLY, Reply};
 use crate::backplane::{BackplaneError, ENTRY_VALUE_BYTES_MAX, Entry, Result, TickMark};
 
@@ -36,14 +35,14 @@ impl RedisBackplane {
         let read = async {
             let client = self.reader.ready().await?;
             self.same_connection()?;
-            let options = Options { timeout: Some(bound), ..self.options.clone() };
-            let client = client.with_options(&options);
+            let client = client.with_options(&self.options);
             client
                 .xread::<Value, _, _>(Some(count as u64), blocking, self.keys.events(), after.to_string())
                 .await
                 .map_err(|error| self.refusals.meaning(&error))
         };
-        let result = timeout(bound, read).await.unwrap_or(Err(BackplaneError::Timeout));
+        let read = patiently_noting(&self.lateness, bound, read).await;
+        let result = read.unwrap_or(Err(BackplaneError::Timeout));
         if result == Err(BackplaneError::Timeout) {
             // A blocked read that Redis did not end in time: nobody answers there any more. The library's own
             // watchdog leaves blocked connections alone.

@@ -21,13 +21,15 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     Admit(Admit),
+    Readmit(NodeId, u32, Vec<(AddressHash, u32)>),
     SetCounts(NodeId, Vec<(AddressHash, u32)>),
 }
 
 /// What is answered to it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Reply {
     Admit(AdmitReply),
+    Readmit(Vec<Result<AdmitReply>>),
     SetCounts,
 }
 
@@ -97,7 +99,13 @@ impl Backplane for Wire {
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         match self.call(Request::Admit(*request)).await? {
             Reply::Admit(reply) => Ok(reply),
-            Reply::SetCounts => Err(NOT_ASKED),
+            Reply::Readmit(_) | Reply::SetCounts => Err(NOT_ASKED),
+        }
+    }
+    async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
+        match self.call(Request::Readmit(node, cap, held.to_vec())).await? {
+            Reply::Readmit(replies) => Ok(replies),
+            Reply::Admit(_) | Reply::SetCounts => Err(NOT_ASKED),
         }
     }
     async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {

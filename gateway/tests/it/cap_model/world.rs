@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use gateway::admission::{Admission, AdmissionSettings, Permit, Refusal};
+use gateway::admission::{Admission, AdmissionSettings, Permit, Readmission, Refusal};
 use gateway::backplane::{AddressHash, Admit, AdmitReply, Backplane, BeatReply, Join, Result};
 use gateway::clock::Clock;
 use gateway::cluster::BEAT_EVERY;
-use gateway::cluster::membership::{Membership, News};
+use gateway::cluster::membership::{Kept, Membership, News};
 use gateway::identity::address_hash;
 use gateway::metrics::Metrics;
 use shared::ids::NodeId;
@@ -61,8 +61,6 @@ fn address(client: usize) -> AddressHash {
     address_hash(&SECRET, ip(client, 0))
 }
 
-type Surplus = Result<Vec<(AddressHash, u32)>>;
-
 struct Node {
     id: NodeId,
     admission: Arc<Admission>,
@@ -79,13 +77,12 @@ struct Node {
     /// Open sockets, the oldest first: whose, and what holds their place.
     sockets: Vec<(usize, Permit)>,
     handshakes: Vec<(usize, BoxFuture<'static, Result<Permit, Refusal>>)>,
-    recovery: Option<(u32, u64, BoxFuture<'static, Surplus>)>,
-    readmission: Option<(u64, BoxFuture<'static, Surplus>)>,
+    readmission: Option<BoxFuture<'static, Result<Readmission>>>,
     flush: Option<BoxFuture<'static, Result<()>>>,
     /// Something has failed and is tried again when time has passed.
     resting: bool,
-    /// When (in admissions of the world) somebody of a client was last let in alone, if that is still to be asked about.
-    alone: [Option<u64>; CLIENTS],
+    /// Whether somebody of a client was let in alone, which is still to be asked about.
+    alone: [bool; CLIENTS],
 }
 
 impl Node {
@@ -115,11 +112,10 @@ impl Node {
             recovered: 0,
             sockets: Vec::new(),
             handshakes: Vec::new(),
-            recovery: None,
             readmission: None,
             flush: None,
             resting: false,
-            alone: [None; CLIENTS],
+            alone: [false; CLIENTS],
         }
     }
 
@@ -143,26 +139,25 @@ impl Node {
         }
     }
 
-    /// Whoever was let in alone before `asked` has been asked about; and those who came later too, if admission itself
-    /// has nothing left to ask: a question that waited for its turn is about all who are there then.
-    fn settled(&mut self, asked: u64) {
-        let nothing_left = self.admission.unadmitted().now_or_never().is_none();
-        for alone in &mut self.alone {
-            *alone = alone.filter(|at| *at > asked && !nothing_left);
+    /// Whoever was let in alone, or before the node was out, has been asked about when nothing is left to ask.
+    fn settle(&mut self) {
+        if self.readmission.is_none() && !self.admission.owes_admission() {
+            self.alone = [false; CLIENTS];
+            self.recovered = self.entered;
         }
     }
 
-    /// Polls everything under way once; true when something has happened. `admissions` counts those of the world.
-    fn step(&mut self, admissions: &mut u64) -> bool {
-        let moved = self.step_handshakes(admissions) | self.step_chores() | self.begin_chores(*admissions);
+    /// Polls everything under way once; true when something has happened.
+    fn step(&mut self) -> bool {
+        let moved = self.step_handshakes() | self.step_chores() | self.begin_chores();
         for client in 0..CLIENTS {
             // Nobody asks about sockets that are gone.
-            self.alone[client] = self.alone[client].filter(|_| self.held(client) > 0);
+            self.alone[client] &= self.held(client) > 0;
         }
         moved
     }
 
-    fn step_handshakes(&mut self, admissions: &mut u64) -> bool {
+    fn step_handshakes(&mut self) -> bool {
         let before = self.handshakes.len();
         let mut waiting = Vec::new();
         for (client, mut handshake) in std::mem::take(&mut self.handshakes) {
@@ -170,10 +165,7 @@ impl Node {
             match (&mut handshake).now_or_never() {
                 None => waiting.push((client, handshake)),
                 Some(Ok(permit)) => {
-                    *admissions += 1;
-                    if self.metrics.admissions_alone.value() > alone {
-                        self.alone[client] = Some(*admissions);
-                    }
+                    self.alone[client] |= self.metrics.admissions_alone.value() > alone;
                     self.sockets.push((client, permit));
                 }
                 Some(Err(refusal)) => assert_eq!(refusal, Refusal::AddressCap),
@@ -185,27 +177,13 @@ impl Node {
 
     fn step_chores(&mut self) -> bool {
         let mut moved = false;
-        if let Some((entered, asked, mut work)) = self.recovery.take() {
+        if let Some(mut work) = self.readmission.take() {
             match (&mut work).now_or_never() {
-                None => self.recovery = Some((entered, asked, work)),
-                Some(Ok(kept)) => {
-                    self.close_surplus(&kept);
-                    self.admission.mark_all_dirty();
-                    self.recovered = entered;
-                    self.settled(asked);
-                    moved = true;
-                }
-                Some(Err(_)) => self.resting = true,
-            }
-        }
-        if let Some((asked, mut work)) = self.readmission.take() {
-            match (&mut work).now_or_never() {
-                None => self.readmission = Some((asked, work)),
-                Some(Ok(kept)) => {
-                    self.close_surplus(&kept);
-                    self.settled(asked);
-                    // After an answer too: who is no member enters before it asks again.
-                    self.resting = true;
+                None => self.readmission = Some(work),
+                Some(Ok(readmission)) => {
+                    self.close_surplus(&readmission.kept);
+                    self.resting |= readmission.is_stuck;
+                    self.settle();
                     moved = true;
                 }
                 Some(Err(_)) => self.resting = true,
@@ -224,22 +202,16 @@ impl Node {
         moved
     }
 
-    fn begin_chores(&mut self, admissions: u64) -> bool {
-        if self.resting {
+    fn begin_chores(&mut self) -> bool {
+        if self.resting || self.entered == 0 {
             return false;
         }
         let admission = Arc::clone(&self.admission);
-        if self.entered > self.recovered && self.recovery.is_none() {
-            self.recovery = Some((self.entered, admissions, async move { admission.readmit_all().await }.boxed()));
+        if self.readmission.is_none() && self.admission.owes_admission() {
+            self.readmission = Some(async move { admission.readmit().await }.boxed());
             return true;
         }
-        if !self.has_recovered() {
-            return false;
-        }
-        if self.readmission.is_none() && self.admission.unadmitted().now_or_never().is_some() {
-            self.readmission = Some((admissions, async move { admission.readmit_unadmitted().await }.boxed()));
-            return true;
-        }
+        self.settle();
         if self.flush.is_none() && self.admission.dirty().now_or_never().is_some() {
             self.flush = Some(async move { admission.flush_dirty().await }.boxed());
             return true;
@@ -255,7 +227,6 @@ pub(super) struct World<'t, T> {
     /// Calls of connections that are gone, and whose they are. They may still arrive, until their node's next one is
     /// carried out (see the rules of [`Backplane`]; on Redis `redis_backplane/keys.rs` tests that one).
     late: Vec<(NodeId, Request)>,
-    admissions: u64,
     next_id: u64,
     /// Counts the backplane's processes. A real one would take its time to start; who answers is said here.
     server: u32,
@@ -266,7 +237,7 @@ impl<'t, T: Truth> World<'t, T> {
     pub(super) async fn new(truth: &'t T) -> Self {
         truth.lose_data().await;
         truth.save().await;
-        let mut world = Self { truth, nodes: Vec::new(), late: Vec::new(), admissions: 0, next_id: 1, server: 1 };
+        let mut world = Self { truth, nodes: Vec::new(), late: Vec::new(), next_id: 1, server: 1 };
         for _ in 0..NODES {
             let node = world.fresh();
             world.nodes.push(node);
@@ -411,7 +382,13 @@ impl<'t, T: Truth> World<'t, T> {
             match node.membership.heard(&reply) {
                 News::Same => return,
                 News::Out => {}
-                News::Entered { .. } => return node.entered += 1,
+                News::Entered { kept } => {
+                    node.admission.owe_all();
+                    if kept != Kept::All {
+                        node.admission.mark_left_dirty();
+                    }
+                    return node.entered += 1;
+                }
             }
         }
     }
@@ -423,7 +400,7 @@ impl<'t, T: Truth> World<'t, T> {
             for index in 0..NODES {
                 let node = &mut self.nodes[index];
                 if !node.paused {
-                    moved |= node.step(&mut self.admissions);
+                    moved |= node.step();
                     if node.admission.gone().now_or_never().is_some() {
                         node.membership.told_gone();
                         self.beat(index).await;
@@ -513,7 +490,7 @@ impl<'t, T: Truth> World<'t, T> {
             }
         }
         for client in 0..CLIENTS {
-            let asked = governed.iter().filter(|node| node.alone[client].is_none());
+            let asked = governed.iter().filter(|node| !node.alone[client]);
             let held: u32 = asked.map(|node| node.held(client)).sum();
             assert!(held <= CAP, "client {client} has {held} sockets: {}", self.describe());
         }
@@ -550,7 +527,7 @@ impl<'t, T: Truth> World<'t, T> {
 
     async fn check_told(&self, when: &str) {
         for node in &self.nodes {
-            let settled = node.has_recovered() && node.alone == [None; CLIENTS] && self.is_member(node.id).await;
+            let settled = node.has_recovered() && node.alone == [false; CLIENTS] && self.is_member(node.id).await;
             assert!(settled, "{when}, a node has not recovered: {}", self.describe());
         }
         self.check().await;

@@ -1,6 +1,6 @@
-//! `beat`, `leave`, `admit`, `set_counts`, `secret`: who lives, and never an eleventh socket.
+//! `beat`, `leave`, `admit`, `readmit`, `set_counts`, `secret`: who lives, and never an eleventh socket.
 
-use gateway::backplane::{AdmitReply, Join, Standing};
+use gateway::backplane::{AddressHash, AdmitReply, Join, READMIT_ADDRESSES_MAX, Standing};
 use tokio::task::JoinSet;
 
 use super::bench::{Bench, LONG, SHORT, address, eventually, ms, node};
@@ -141,6 +141,49 @@ pub(crate) async fn readmission_takes_what_fits(bench: Bench) {
     bench.a.set_counts(node(1), &[(ip, 3)]).await.expect("an answer");
     assert_eq!(bench.admit(node(2), ip, 4, 9).await, AdmitReply::Refused { counted: 4 }, "no more than it held");
     assert_eq!(bench.admit(node(2), ip, 4, 7).await, AdmitReply::Granted);
+}
+
+// Inv. CAP
+pub(crate) async fn many_addresses_are_admitted_again_together(bench: Bench) {
+    let own = |name: u8| AddressHash([name, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
+    let held: Vec<_> = (0..READMIT_ADDRESSES_MAX).map(|n| (own(u8::try_from(n).expect("few")), 7)).collect();
+    bench.enter(&[node(1)]).await;
+    let gone = bench.a.readmit(node(2), 10, &held).await.expect("an answer");
+    assert_eq!(gone, vec![Ok(AdmitReply::Gone); held.len()]);
+    bench.enter(&[node(2)]).await;
+    // Another one holds six of the third address, ten of the fifth.
+    assert_eq!(bench.admit(node(1), own(2), 0, 6).await, AdmitReply::Granted, "nothing was counted");
+    assert_eq!(bench.admit(node(1), own(4), 0, 10).await, AdmitReply::Granted);
+    let mut expected = vec![Ok(AdmitReply::Granted); held.len()];
+    expected[2] = Ok(AdmitReply::Refused { counted: 4 });
+    expected[4] = Ok(AdmitReply::Refused { counted: 0 });
+    for _ in 0..2 {
+        assert_eq!(bench.a.readmit(node(2), 10, &held).await.expect("an answer"), expected);
+    }
+    for (name, free) in [(0, 3), (2, 6), (4, 10), (127, 3)] {
+        let full = bench.admit(node(1), own(name), free, free + 1).await;
+        assert_eq!(full, AdmitReply::Refused { counted: free }, "address {name}");
+    }
+    assert_eq!(bench.a.readmit(node(2), 10, &[]).await, Ok(Vec::new()));
+}
+
+// Inv. CAP: a lease ran out, and what it covered was given to somebody else; or was not.
+pub(crate) async fn who_was_taken_for_dead_is_asked_what_still_fits(bench: Bench) {
+    let (lost, kept) = (address(1), address(2));
+    bench.enter(&[node(1)]).await;
+    bench.beat(node(2), Join::Enter, SHORT).await;
+    bench.a.set_counts(node(2), &[(lost, 7), (kept, 7)]).await.expect("an answer");
+    eventually("the membership ends", || async {
+        (bench.beat(node(1), Join::Stay, LONG).await.members == 1).then_some(())
+    })
+    .await;
+    assert_eq!(bench.admit(node(1), lost, 0, 8).await, AdmitReply::Granted);
+    bench.enter(&[node(2)]).await;
+    let again = bench.a.readmit(node(2), 10, &[(lost, 7), (kept, 7)]).await.expect("an answer");
+    assert_eq!(again, [Ok(AdmitReply::Refused { counted: 2 }), Ok(AdmitReply::Granted)]);
+    assert_eq!(bench.admit(node(1), lost, 8, 9).await, AdmitReply::Refused { counted: 8 });
+    assert_eq!(bench.admit(node(1), kept, 0, 4).await, AdmitReply::Refused { counted: 0 });
+    assert_eq!(bench.admit(node(1), kept, 0, 3).await, AdmitReply::Granted);
 }
 
 // Inv. CAP: while one node is over the cap for a moment, another one's question must not cut what that one holds.

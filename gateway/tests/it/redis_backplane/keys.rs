@@ -295,6 +295,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
     let claim = backplane.claim(node(1), LEASE).await;
     let lease = claim.as_ref().ok().and_then(|reply| reply.lease).unwrap_or(Lease { node: node(1), epoch: Epoch(1) });
     let tick = Tick { lease, slot: Slot(0), interval: INTERVAL, window: WINDOW };
+    let readmit = backplane.readmit(node(1), 10, &[(address, 1)]).await;
     vec![
         ("beat", beat.map(|_| ())),
         ("claim", claim.map(|_| ())),
@@ -306,6 +307,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
         ("entry", backplane.entry(StreamId { ms: 1, seq: 1 }).await.map(|_| ())),
         ("snapshot", backplane.snapshot().await.map(|_| ())),
         ("admit", backplane.admit(&admit).await.map(|_| ())),
+        ("readmit", readmit.and_then(|mut replies| replies.remove(0)).map(|_| ())),
         ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await),
         ("salts", backplane.salts(&[]).await.map(|_| ())),
         ("touch", backplane.touch(&touch).await.map(|_| ())),

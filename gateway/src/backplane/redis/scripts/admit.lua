@@ -24,8 +24,9 @@ local function lives(node)
   return members[node]
 end
 
--- What the other members hold of an address; nil when the key holds what the contract does not allow.
-local function others_of(address, node)
+-- What the other members hold of an address, and what is counted of the node's; nil when the key holds what the
+-- contract does not allow.
+local function counts_of(address, node)
   local counts = redis.pcall('HGETALL', address)
   if counts.err then
     return nil
@@ -35,24 +36,24 @@ local function others_of(address, node)
       return nil
     end
   end
-  local others = 0
+  local others, own = 0, 0
   for i = 1, #counts, 2 do
-    if counts[i] ~= node then
-      if lives(counts[i]) then
-        others = others + tonumber(counts[i + 1])
-      else
-        redis.call('HDEL', address, counts[i])
-      end
+    if counts[i] == node then
+      own = tonumber(counts[i + 1])
+    elseif lives(counts[i]) then
+      others = others + tonumber(counts[i + 1])
+    else
+      redis.call('HDEL', address, counts[i])
     end
   end
-  return others
+  return others, own
 end
 
 local function admit(address, node, held, wanted, cap)
   if not lives(node) then
     return 'gone', 0
   end
-  local others = others_of(address, node)
+  local others, own = counts_of(address, node)
   if not others then
     return 'corrupt', 0
   end
@@ -64,10 +65,12 @@ local function admit(address, node, held, wanted, cap)
     -- over the cap for a moment, sockets would be hidden, and others let in in their place.
     counted = wanted > held and held or math.min(held, fits)
   end
-  if counted > 0 then
+  -- What stands there already is not written: a node that enters again asks about all it has, and as a rule nothing
+  -- has changed. It expires later than it is told anew (set_counts.lua).
+  if counted > 0 and counted ~= own then
     redis.call('HSET', address, node, int(counted))
     redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
-  else
+  elseif counted == 0 and own > 0 then
     redis.call('HDEL', address, node)
   end
   return wanted > fits and 'refused' or 'granted', counted
