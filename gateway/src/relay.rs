@@ -244,34 +244,41 @@ impl Relay {
     // Inv. GAP: a stream that was trimmed past the cursor, or is another one, answers as if nothing were wrong. The count
     // of the next snapshot would tell, but to a client that leaves before it, nobody would.
     async fn follows(&mut self, entries: &[Entry]) -> Result<bool> {
-        let Some(anchor) = self.cursor.anchor().filter(|_| !entries.is_empty()) else { return Ok(true) };
-        let backplane = Arc::clone(&self.parts.backplane);
-        let there = self.attend(backplane.entry(anchor.stream)).await?;
-        Ok(there.is_some_and(|entry| entry.event_id() == anchor))
+        if entries.is_empty() || self.cursor.anchor().is_none() {
+            return Ok(true);
+        }
+        self.place_holds().await
     }
 
-    /// Checks that the entry at the cursor is still there, and finds another place if it is not.
+    /// Checks that the cursor's place still leads to what comes, and finds another if it does not.
     // Inv. GAP
     async fn check_place(&mut self) -> Result<()> {
-        let backplane = Arc::clone(&self.parts.backplane);
-        if let Some(anchor) = self.cursor.anchor().filter(|_| !planted::has(Bug::NoCursorCheck)) {
-            let there = self.attend(backplane.entry(anchor.stream)).await?;
-            if there.is_none_or(|entry| entry.event_id() != anchor) {
-                let entries = self.attend(backplane.newest(self.look_back)).await;
-                if entries == Err(BackplaneError::Timeout) {
-                    // More than can be had in one answer. What was read last lies at the end: less will do.
-                    self.look_back = (self.look_back / 2).max(LOOK_BACK_MIN);
-                }
-                let entries = entries?;
-                self.look_back = STREAM_ENTRIES_MAX;
-                let stream: Vec<_> = entries.iter().map(Entry::event_id).collect();
-                let gap = self.cursor.reanchor(&stream);
-                tracing::warn!(position = %self.cursor.position(), "the stream has lost entries; reading on");
-                self.announce(gap).await;
+        if !planted::has(Bug::NoCursorCheck) && !self.place_holds().await? {
+            let backplane = Arc::clone(&self.parts.backplane);
+            let entries = self.attend(backplane.newest(self.look_back)).await;
+            if entries == Err(BackplaneError::Timeout) {
+                // More than can be had in one answer. What was read last lies at the end: less will do.
+                self.look_back = (self.look_back / 2).max(LOOK_BACK_MIN);
             }
+            let entries = entries?;
+            self.look_back = STREAM_ENTRIES_MAX;
+            let stream: Vec<_> = entries.iter().map(Entry::event_id).collect();
+            let gap = self.cursor.reanchor(&stream);
+            tracing::warn!(position = %self.cursor.position(), "the stream has lost entries; reading on");
+            self.announce(gap).await;
         }
         self.in_doubt = false;
         Ok(())
+    }
+
+    async fn place_holds(&mut self) -> Result<bool> {
+        let backplane = Arc::clone(&self.parts.backplane);
+        let Some(anchor) = self.cursor.anchor() else {
+            let newest = self.attend(backplane.newest(1)).await?;
+            return Ok(!self.cursor.waits_in_vain(newest.last().map(|entry| entry.id)));
+        };
+        let there = self.attend(backplane.entry(anchor.stream)).await?;
+        Ok(there.is_some_and(|entry| entry.event_id() == anchor))
     }
 
     /// Hands entries on, in their order.

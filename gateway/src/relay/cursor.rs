@@ -58,8 +58,11 @@ struct Count {
 pub struct Cursor {
     /// What is read next lies after this.
     position: StreamId,
-    /// The entry at `position`. None while that is the stream's beginning, which is always there.
+    /// The entry at `position`. None while that is the stream's beginning, which is always there, or a place at which
+    /// nothing stands any more: see [`Self::waits_in_vain`].
     anchor: Option<EventId>,
+    /// The last entry that was read: what a hole begins behind, wherever the place to go on from is.
+    last: Option<EventId>,
     /// In the order in which they were read.
     remembered: VecDeque<EventId>,
     /// No entry with a larger id was ever read.
@@ -92,6 +95,14 @@ impl Cursor {
         self.anchor
     }
 
+    /// Whether nothing that stands in the stream, whose newest entry this is, or will be added to it comes to be read for
+    /// sure: the place has no entry of its own, and the stream does not reach beyond it.
+    // Inv. GAP: Redis lost its data, and once more before anything of the new ones was read; this time its clock is behind.
+    #[must_use]
+    pub fn waits_in_vain(&self, newest: Option<StreamId>) -> bool {
+        self.anchor.is_none() && self.position != StreamId::ZERO && newest.is_none_or(|newest| newest <= self.position)
+    }
+
     /// Takes the next entry that was read, and moves behind it.
     pub fn accept(&mut self, id: EventId, tick: Option<TickMark>) -> (Verdict, Option<Gap>) {
         if id.stream <= self.position {
@@ -101,7 +112,7 @@ impl Cursor {
         // Inv. ORDER: only after walking back can an entry come again that was read.
         let again = id.stream <= self.highest && self.remembered.contains(&id);
         self.position = id.stream;
-        self.anchor = Some(id);
+        (self.anchor, self.last) = (Some(id), Some(id));
         self.highest = self.highest.max(id.stream);
         if !again {
             // Inv. BOUND
@@ -138,7 +149,7 @@ impl Cursor {
     /// lie below the cursor.
     // Inv. GAP: whichever it is, a hole is announced.
     pub fn reanchor(&mut self, stream: &[EventId]) -> Gap {
-        let from = self.anchor;
+        let from = self.last;
         let known = stream.iter().rev().find(|id| self.remembered.contains(id));
         let skipped = stream.iter().rev().find(|id| id.stream <= self.position);
         let (anchor, to) = match (known, skipped) {
@@ -236,6 +247,26 @@ mod tests {
         let mut cursor = reader_of(&[id(10, "a")]);
         assert_eq!(cursor.reanchor(&[]), Gap { from: Some(id(10, "a")), to: None, entries: 1 });
         assert_eq!(cursor.position(), StreamId::ZERO);
+    }
+
+    // Inv. GAP: the second hole comes before anything was read behind the first.
+    #[test]
+    fn a_hole_behind_a_hole_begins_where_reading_ended() {
+        let mut cursor = reader_of(&[id(10, "a"), id(20, "b"), id(30, "c")]);
+        cursor.reanchor(&[id(10, "a"), id(20, "b")]);
+        let gap = cursor.reanchor(&[id(10, "a")]);
+        assert_eq!((gap.from, cursor.anchor()), (Some(id(30, "c")), Some(id(10, "a"))));
+
+        // New data, all of them after the place, and then others, which are not.
+        let mut cursor = reader_of(&[id(10, "a"), id(20, "b")]);
+        assert!(!cursor.waits_in_vain(Some(id(20, "b").stream)), "something stands there: that is looked at instead");
+        cursor.reanchor(&[id(30, "x")]);
+        assert!(!cursor.waits_in_vain(Some(id(30, "x").stream)));
+        assert!(cursor.waits_in_vain(None) && cursor.waits_in_vain(Some(id(5, "y").stream)));
+        let gap = cursor.reanchor(&[id(5, "y")]);
+        assert_eq!(gap, Gap { from: Some(id(20, "b")), to: Some(id(5, "y")), entries: 1 });
+        assert_eq!(cursor.accept(id(6, "z"), None).0, Verdict::Deliver);
+        assert!(!Cursor::default().waits_in_vain(None), "an empty stream is read from its beginning");
     }
 
     // Inv. ORDER

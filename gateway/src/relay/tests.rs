@@ -1,3 +1,5 @@
+mod place;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;

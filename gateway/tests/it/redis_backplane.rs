@@ -6,6 +6,7 @@
 mod deployments;
 mod keys;
 mod outages;
+mod traps;
 
 use std::sync::Arc;
 use std::time::Duration;

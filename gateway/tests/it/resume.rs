@@ -1,5 +1,7 @@
 //! Clients that come back with the id of their last message, to whichever node.
 
+mod storm;
+
 use std::sync::Arc;
 use std::time::Duration;
 

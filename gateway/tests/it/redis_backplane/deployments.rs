@@ -43,7 +43,7 @@ async fn old_redis(listener: TcpListener, version: &'static str) {
 }
 
 /// The next command, in either of its two forms.
-async fn command(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
+pub(super) async fn command(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok().filter(|read| *read > 0)?;
     let Some(count) = line.trim().strip_prefix('*') else {
@@ -118,7 +118,7 @@ async fn a_user_with_few_rights_is_enough_and_a_missing_right_is_told() {
 }
 
 /// Makes an authority and a certificate for 127.0.0.1.
-fn certificates(directory: &Path) {
+pub(super) fn certificates(directory: &Path) {
     let openssl = |arguments: &[&str]| {
         let made = Command::new("openssl")
             .args(arguments)
