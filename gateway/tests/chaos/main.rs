@@ -13,6 +13,7 @@ mod audit;
 mod evidence;
 mod fleet;
 mod lab;
+mod pauses;
 mod plan;
 mod prng;
 mod producer;

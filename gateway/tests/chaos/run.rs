@@ -104,7 +104,7 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
     Outcome { plan, evidence, verdict, logs, took: begun.elapsed() }
 }
 
-fn ms(duration: Duration) -> Ms {
+pub(crate) fn ms(duration: Duration) -> Ms {
     Ms::try_from(duration.as_millis()).expect("short")
 }
 
@@ -117,13 +117,13 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
         let pace = if slow { Pace::Slow } else { Pace::Prompt };
         // Those who share an address read promptly: whether they are there must not depend on how they read.
         let crowded = !slow && index < CROWD + 1;
-        let viewer = Viewer { index, ids, pace, crowded, resume, pinned: None };
+        let viewer = Viewer { index, visitor: index, ids, pace, crowded, resume, pinned: None, witness: false };
         cast.viewers.spawn(viewer.watch(Arc::clone(stage), prng.fork(1_000 + index as u64)));
     }
     cast.viewers.spawn(viewer::witness(Arc::clone(stage), VIEWERS, prng.fork(3)));
     let (stream, post) = (
-        producer::stream(Arc::clone(stage), Arc::clone(numbers), Arc::clone(finder)),
-        producer::post(Arc::clone(stage), Arc::clone(numbers), prng.fork(1)),
+        producer::stream(Arc::clone(stage), Arc::clone(numbers), Arc::clone(finder), producer::EVERY),
+        producer::post(Arc::clone(stage), Arc::clone(numbers), prng.fork(1), producer::EVERY),
     );
     cast.producers.spawn(async { stream.await.into_iter().collect() });
     cast.producers.spawn(async { post.await.into_iter().collect() });
@@ -133,7 +133,7 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
 }
 
 /// The longest time for which a timer of the lab was late.
-async fn worst_stall(stage: Arc<Stage>) -> Ms {
+pub(crate) async fn worst_stall(stage: Arc<Stage>) -> Ms {
     let mut worst = 0;
     while !stage.leave.is_cancelled() {
         let begun = stage.now();
@@ -232,7 +232,7 @@ fn all_have_read(stage: &Stage, sent: Ms) -> bool {
 }
 
 /// Waits until it holds; none when it does not within that time.
-async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
+pub(crate) async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
     let waiting = async {
         while !holds() {
             sleep(LOOK_EVERY).await;
@@ -242,7 +242,7 @@ async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
 }
 
 /// One more event, which everybody must get: then all before it are there too.
-async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Number, Published) {
+pub(crate) async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Number, Published) {
     loop {
         let (number, sent) = (numbers.next(), stage.now());
         if let Some(mut redis) = finder.connect().await
@@ -255,7 +255,7 @@ async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Num
 }
 
 /// What stands in the stream now.
-async fn survivors(finder: &Finder) -> Vec<Survivor> {
+pub(crate) async fn survivors(finder: &Finder) -> Vec<Survivor> {
     let mut redis: Resp = finder.connect().await.expect("redis is up at the end");
     let reply = redis.ask(&[b"XRANGE", producer::STREAM, b"-", b"+"]).await.expect("redis is up at the end");
     let field = |entry: &Reply, name: &str| {
@@ -267,8 +267,8 @@ async fn survivors(finder: &Finder) -> Vec<Survivor> {
             let (_, rest) = data.split_once("/n/")?;
             rest.split('/').next()?.parse().ok()
         });
-        let slot = field(entry, "slot").and_then(|slot| slot.parse().ok());
-        Survivor { id: entry.many()[0].text().to_owned(), number, slot }
+        let count = |name| field(entry, name).and_then(|text| text.parse().ok());
+        Survivor { id: entry.many()[0].text().to_owned(), number, slot: count("slot"), epoch: count("epoch") }
     };
     reply.many().iter().map(survivor).collect()
 }

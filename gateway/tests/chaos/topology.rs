@@ -1,7 +1,7 @@
 //! The four ways in which the lab runs Redis, and what it can do to each.
 
 mod cluster;
-mod proxied;
+pub(crate) mod proxied;
 mod sentinel;
 mod single;
 

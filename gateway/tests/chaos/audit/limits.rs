@@ -1,14 +1,12 @@
 //! The cap of an address, sockets that must stay open, times to heal, and whether the run was worth its name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Bounds, CROWD_BACK_MS, RECOVERY_MS, Verdict};
-use crate::evidence::{Ending, Evidence, FaultLog, Ms, Pace, Part, Session, What};
+use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Session, What};
 
-/// Fewer of them would not be a cluster, or not a crowd.
-const NODES_MIN: usize = 3;
-const CLIENTS_MIN: usize = 60;
-const FAULTS_MIN: usize = 3;
+/// Where the lab itself was later than this, what it saw says too little of the gateways.
+const STALL_MAX_MS: Ms = 1_500;
 /// A socket that is over the cap for less than this may be one whose end has not been read yet.
 const OVERLAP_MS: Ms = 500;
 /// After an outage of Redis, or of a gateway that slept longer than its lease, nodes have entered anew, and closed what
@@ -22,13 +20,41 @@ pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) 
     check_cap(evidence, bounds, verdict);
 }
 
+/// A run that was less than it had to be proves nothing, whatever it found.
 fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
-    let viewers = evidence.sessions.iter().filter(|session| !session.witness);
-    let clients = viewers.map(|session| session.client).max().map_or(0, |last| last + 1);
-    let confirmed = evidence.faults.iter().filter(|fault| !fault.confirmed.is_empty()).count();
-    if evidence.nodes.len() < NODES_MIN || clients < CLIENTS_MIN || confirmed < FAULTS_MIN {
-        let what = format!("{} gateways, {clients} clients, {confirmed} confirmed faults", evidence.nodes.len());
-        verdict.violation("too small a run", what);
+    let viewers = || evidence.sessions.iter().filter(|session| !session.witness);
+    let clients = |kind: &dyn Fn(&Session) -> bool| {
+        viewers().filter(|session| kind(session)).map(|session| session.client).collect::<HashSet<_>>().len()
+    };
+    let begun = viewers().map(|session| session.opened).min().unwrap_or(evidence.ended);
+    let last = evidence.published.values().map(|event| event.sent).max().unwrap_or(begun);
+    let offered = Ms::try_from(evidence.published.len()).expect("a count") * 1_000;
+    let had = Demands {
+        gateways: evidence.nodes.len(),
+        clients: clients(&|_| true),
+        with_ids: clients(&|session| session.ids),
+        slow: clients(&|session| session.pace == Pace::Slow),
+        events_per_second: offered / (last - begun).max(1),
+        faults: evidence.faults.iter().filter(|fault| !fault.confirmed.is_empty()).count(),
+        refused: evidence.attempts.iter().filter(|attempt| attempt.open_until.is_none()).count(),
+    };
+    let least = evidence.demands;
+    let enough = had.gateways >= least.gateways
+        && had.clients >= least.clients
+        && had.with_ids >= least.with_ids
+        && had.slow >= least.slow
+        && had.events_per_second >= least.events_per_second
+        && evidence.faults.len() >= least.faults
+        && had.refused >= least.refused;
+    verdict.had = Some(had);
+    for fault in evidence.faults.iter().filter(|fault| fault.confirmed.is_empty()) {
+        verdict.void.push(format!("{}: its effect was not seen", fault.what));
+    }
+    if evidence.stall_ms > STALL_MAX_MS {
+        verdict.void.push(format!("the lab was late by {} ms", evidence.stall_ms));
+    }
+    if !enough {
+        verdict.violation("too small a run", format!("{had:?}; asked for are {least:?}"));
     }
 }
 
@@ -108,10 +134,6 @@ struct Held {
 
 // Inv. CAP
 fn check_cap(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
-    verdict.refused = evidence.attempts.iter().filter(|attempt| attempt.open_until.is_none()).count();
-    if verdict.refused == 0 {
-        verdict.violation("too small a run", "nobody was ever refused an eleventh socket".to_owned());
-    }
     let viewers = evidence.sessions.iter().filter(|session| session.crowded).map(Session::held);
     let others =
         evidence.attempts.iter().filter_map(|attempt| attempt.open_until.map(|to| Held { from: attempt.at, to }));
