@@ -57,7 +57,7 @@ pub(crate) struct Demands {
     pub(crate) with_ids: usize,
     /// …and so many read slowly.
     pub(crate) slow: usize,
-    /// Events that were offered, in a second on average.
+    /// Events that were offered, in a second on average, while no fault lasted.
     pub(crate) events_per_second: u64,
     /// Faults, each confirmed.
     pub(crate) faults: usize,

@@ -288,9 +288,11 @@ fn harm(evidence: &Evidence, pause: &Pause) -> Harm {
 fn distance(session: &Session, fault: &FaultLog) -> Ms {
     let fresh = session.heard.iter().filter_map(|heard| match heard.what {
         What::Update(shown) if !shown.stale => Some(heard.at),
+        // It repeats a snapshot that came before the socket did.
+        What::Init(shown) if !shown.stale => Some(shown.counted),
         _ => None,
     });
-    let moments: Vec<Ms> = [session.opened].into_iter().chain(fresh).chain([session.closed]).collect();
+    let moments: Vec<Ms> = fresh.chain([session.closed]).collect();
     let around = moments.windows(2).filter(|pair| pair[1] >= fault.begun && pair[0] <= fault.good);
     around.map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
 }

@@ -14,7 +14,7 @@ use crate::fleet::Fleet;
 use crate::plan::{CROWD, Fault, Plan, VIEWERS, Which};
 use crate::prng::Prng;
 use crate::producer::{self, Numbers};
-use crate::stage::Stage;
+use crate::stage::{Sight, Stage};
 use crate::support::resp::{Reply, Resp};
 use crate::topology::{self, Backend, Finder, Scene, Struck};
 use crate::viewer::{self, Resume, Viewer};
@@ -209,9 +209,14 @@ enum Who {
     Everybody,
 }
 
-/// Whether these viewers have a socket, and a number and an event from after that time.
+/// Whether these viewers have a socket, and a number and an event from after that time. With those who read promptly
+/// goes the witness of each gateway that is up: a gateway may have no other viewer, and is to heal all the same.
 fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
-    stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
+    // Timestamps of snapshots are whole seconds.
+    let fresh = |sight: &Sight| sight.counted.is_some_and(|counted| counted + 1_000 > after);
+    let live = |sight: &Sight| sight.newest >= after || stage.no_more_events.is_cancelled();
+    let sees = |sight: &Sight| sight.at.is_some() && fresh(sight) && live(sight);
+    let viewers = stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
         let (_, slow) = Plan::viewer(index);
         let crowded = !slow && index < CROWD + 1;
         let concerned = match who {
@@ -219,16 +224,23 @@ fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
             Who::Crowd => crowded,
             Who::Everybody => true,
         };
-        // Timestamps of snapshots are whole seconds.
-        let fresh = sight.counted.is_some_and(|counted| counted + 1_000 > after);
-        let live = sight.newest >= after || stage.no_more_events.is_cancelled();
-        slow || !concerned || (sight.at.is_some() && fresh && live)
-    })
+        slow || !concerned || sees(sight)
+    });
+    viewers && (who == Who::Crowd || witnesses(stage).iter().all(|sight| sees(sight)))
+}
+
+/// What the witnesses of all gateways see that are up.
+fn witnesses(stage: &Stage) -> Vec<Sight> {
+    let up = stage.up();
+    let sights = stage.sights.lock();
+    up.iter().map(|place| sights.get(VIEWERS + place.node).copied().unwrap_or_default()).collect()
 }
 
 /// Whether everybody has read an event that was sent then.
 fn all_have_read(stage: &Stage, sent: Ms) -> bool {
-    stage.sights.lock().iter().take(VIEWERS).all(|sight| sight.at.is_some() && sight.newest >= sent)
+    let has_read = |sight: &Sight| sight.at.is_some() && sight.newest >= sent;
+    let viewers = stage.sights.lock().iter().take(VIEWERS).all(has_read);
+    viewers && witnesses(stage).iter().all(has_read)
 }
 
 /// Waits until it holds; none when it does not within that time.
