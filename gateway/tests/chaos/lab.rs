@@ -76,8 +76,8 @@ fn lab() {
     let conditions = Conditions::default();
     let failed = runs(options, conditions, |seed, outcome| {
         eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
+        summary.add(outcome.map_or_else(|| Record::unfinished(seed, &server), |outcome| Record::of(outcome, &server)));
         if let Some(outcome) = outcome {
-            summary.add(Record::of(outcome, &server));
             if !outcome.verdict.violations.is_empty() {
                 let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
                 report::keep(&format!("chaos-{seed}"), &what, &report::table(outcome), &outcome.logs);

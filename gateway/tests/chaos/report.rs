@@ -172,6 +172,29 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Of a run that did not come to its end: nothing is known but that.
+    pub(crate) fn unfinished(seed: u64, server: &str) -> Self {
+        Self {
+            seed,
+            topology: "unknown".to_owned(),
+            server: server.to_owned(),
+            seconds: 0,
+            stall_ms: 0,
+            had: Demands { gateways: 0, clients: 0, with_ids: 0, slow: 0, events_per_second: 0, faults: 0, refused: 0 },
+            faults: Vec::new(),
+            accepted: 0,
+            delivered: 0,
+            gaps: 0,
+            lost_by_redis: 0,
+            lost_unannounced: 0,
+            redone: 0,
+            violations: vec!["did not come to its end".to_owned()],
+            void: Vec::new(),
+        }
+    }
+}
+
 /// What becomes of the records of earlier calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Earlier {
@@ -238,8 +261,9 @@ impl Summary {
         text
     }
 
+    /// Runs that came to their end and prove something.
     fn valid(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter().filter(|record| record.void.is_empty())
+        self.records.iter().filter(|record| record.void.is_empty() && !record.faults.is_empty())
     }
 
     /// What was promised, and how often it took longer and only the lab's own lateness excuses it.
