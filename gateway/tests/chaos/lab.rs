@@ -77,11 +77,11 @@ fn lab() {
     let failed = runs(options, conditions, |seed, outcome| {
         eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
         summary.add(outcome.map_or_else(|| Record::unfinished(seed, &server), |outcome| Record::of(outcome, &server)));
-        if let Some(outcome) = outcome {
-            if !outcome.verdict.violations.is_empty() {
-                let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
-                report::keep(&format!("chaos-{seed}"), &what, &report::table(outcome), &outcome.logs);
-            }
+        if let Some(outcome) = outcome
+            && !outcome.verdict.violations.is_empty()
+        {
+            let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
+            report::keep(&format!("chaos-{seed}"), &what, &report::table(outcome), &outcome.logs);
         }
     });
     eprintln!("{}", summary.table());

@@ -376,7 +376,7 @@ fn table(trial: &Trial) -> String {
 #[ignore = "`make chaos-pauses` runs it: minutes of real pauses"]
 fn pauses() {
     let (wanted, clusters) = (number("PAUSES").unwrap_or(PAUSES), number("JOBS").unwrap_or(CLUSTERS).max(1));
-    let (finished, results) = mpsc::channel();
+    let (finished, results) = mpsc::sync_channel(usize::try_from(clusters).expect("few"));
     for seed in 0..clusters.min(wanted) {
         // Each moment as often as the others, whatever the cluster.
         let turns = (seed..wanted).step_by(usize::try_from(clusters).expect("few"));

@@ -226,7 +226,7 @@ fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
         };
         slow || !concerned || sees(sight)
     });
-    viewers && (who == Who::Crowd || witnesses(stage).iter().all(|sight| sees(sight)))
+    viewers && (who == Who::Crowd || witnesses(stage).iter().all(sees))
 }
 
 /// What the witnesses of all gateways see that are up.
