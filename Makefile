@@ -45,14 +45,32 @@ bench: ## Run the load tester, optimised (BENCH_ARGS=… for its options)
 .PHONY: test
 test: redis-server test-rust ## Run the Rust tests; installs redis-server when missing
 
+# Set for the targets that end in -valkey, or by whoever calls.
+REDIS_SERVER ?= redis-server
+# PROFILE=fast: optimised gateways, for many runs at a time.
+LAB = $(CARGO) test -q --locked $(if $(PROFILE),--profile $(PROFILE)) -p gateway --test chaos
+
 .PHONY: chaos
-chaos: redis-server ## The failure lab: 20 fresh seeds (RUNS=200, SEED=… replays, TOPOLOGY=…, JOBS=4, REDIS_SERVER=valkey-server)
-	RUNS=$(RUNS) SEED=$(SEED) TOPOLOGY=$(TOPOLOGY) JOBS=$(JOBS) KEEP_GOING=$(KEEP_GOING) \
-		$(CARGO) test -q --locked -p gateway --test chaos -- --ignored --exact --nocapture lab::lab
+chaos: redis-server ## The failure lab: 20 fresh seeds (RUNS=200, ADD=1 adds to earlier runs, SEED=… TIMES=… replays, TOPOLOGY=…, JOBS=4, KEEP_GOING=1)
+	RUNS=$(RUNS) ADD=$(ADD) SEED=$(SEED) TIMES=$(TIMES) TOPOLOGY=$(TOPOLOGY) JOBS=$(JOBS) KEEP_GOING=$(KEEP_GOING) \
+		REDIS_SERVER=$(REDIS_SERVER) $(LAB) -- --ignored --exact --nocapture lab::lab
+
+.PHONY: chaos-pauses
+chaos-pauses: redis-server ## SIGSTOP of the ticker for 20 s, 50 times (PAUSES=…), in 10 clusters at a time (JOBS=…)
+	PAUSES=$(PAUSES) JOBS=$(JOBS) REDIS_SERVER=$(REDIS_SERVER) $(LAB) -- --ignored --exact --nocapture pauses::pauses
 
 .PHONY: chaos-planted
 chaos-planted: redis-server ## Does the failure lab find bugs that are planted for it?
-	$(CARGO) test -q --locked -p gateway --features planted-bugs --test chaos -- --ignored --nocapture --test-threads 1 planted::
+	$(LAB) --features planted-bugs -- --ignored --nocapture --test-threads 1 planted::
+
+.PHONY: chaos-valkey test-valkey
+chaos-valkey: ## The failure lab against Valkey: two seeds of each topology; installs valkey-server when missing (apt-get)
+test-valkey: ## The contract of the backplane and the integration tests against Valkey
+chaos-valkey test-valkey: export REDIS_SERVER = valkey-server
+chaos-valkey: valkey-server
+	RUNS=$(or $(RUNS),8) SEED=$(SEED) JOBS=$(JOBS) KEEP_GOING=$(KEEP_GOING) $(LAB) -- --ignored --exact --nocapture lab::lab
+test-valkey: valkey-server
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked -p gateway --test it --test model
 
 .PHONY: acceptance
 acceptance: redis-server ## The slow tests: real intervals, minutes each
@@ -170,6 +188,10 @@ test-checkers: ## Do the checkers of .ci notice what they are for?
 .PHONY: redis-server
 redis-server: ## Install redis-server when it is missing (apt-get, dnf or brew)
 	@.ci/install-redis-server.sh
+
+.PHONY: valkey-server
+valkey-server: ## Install valkey-server when it is missing (apt-get)
+	@.ci/install-valkey-server.sh
 
 .PHONY: valgrind
 valgrind: ## Install valgrind when it is missing (apt-get or dnf)

@@ -15,12 +15,12 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
-use crate::evidence::{Evidence, Ms};
+use crate::evidence::{Demands, Evidence, Ms};
 
 /// Beyond two intervals, a snapshot is stale (docs/PROTOCOL.md).
-const STALE_GRACE_MS: Ms = 1_000;
+pub(crate) const STALE_GRACE_MS: Ms = 1_000;
 /// From a good primary to fresh numbers and new events for everybody.
-const RECOVERY_MS: Ms = 6_000;
+pub(crate) const RECOVERY_MS: Ms = 6_000;
 /// A killed gateway gives its sockets' places back within its lease (6 s); then who waits tries again.
 const CROWD_BACK_MS: Ms = 8_000;
 /// A message is under way, and read, within this where nobody is starved of a processor.
@@ -62,8 +62,10 @@ pub(crate) struct Verdict {
     pub(crate) redone: usize,
     /// Sockets that ended before their viewers wanted to leave.
     pub(crate) closes: usize,
-    /// Attempts of an eleventh socket that were refused.
-    pub(crate) refused: usize,
+    /// Why the run proves nothing, whatever it found: it has to be made again.
+    pub(crate) void: Vec<String>,
+    /// What the run had, beside what it had to have.
+    pub(crate) had: Option<Demands>,
     /// For each fault, from when all was there again to when all saw a fresh number and new events; none: never…
     pub(crate) recovery_ms: Vec<Option<Ms>>,
     /// …and to when all sockets of the crowded address were open and live again.
@@ -73,7 +75,7 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    fn violation(&mut self, rule: &'static str, what: String) {
+    pub(crate) fn violation(&mut self, rule: &'static str, what: String) {
         /// A fault that breaks everything breaks it for everybody: some examples are enough.
         const OF_ONE_RULE_MAX: usize = 5;
         if self.violations.iter().filter(|known| known.rule == rule).count() < OF_ONE_RULE_MAX {

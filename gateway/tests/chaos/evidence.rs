@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 /// Milliseconds since the Unix epoch, by the lab's clock. Redis runs on the same machine, so timestamps of snapshots
 /// are on the same scale.
 pub(crate) type Ms = u64;
@@ -18,6 +20,8 @@ pub(crate) type Node = usize;
 /// Everything about one run.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
+    /// What it had to have at least.
+    pub(crate) demands: Demands,
     /// Length of a slot.
     pub(crate) interval_ms: Ms,
     /// Sockets that one address may hold.
@@ -40,6 +44,32 @@ pub(crate) struct Evidence {
     pub(crate) faults: Vec<FaultLog>,
     /// Sockets that were opened, or tried, beside those of the viewers to get over the cap.
     pub(crate) attempts: Vec<Attempt>,
+}
+
+/// What a run must have at least: who has not done that has proved nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Demands {
+    /// Gateways.
+    pub(crate) gateways: usize,
+    /// Clients…
+    pub(crate) clients: usize,
+    /// …of which so many have ids…
+    pub(crate) with_ids: usize,
+    /// …and so many read slowly.
+    pub(crate) slow: usize,
+    /// Events that were offered, in a second on average, while no fault lasted.
+    pub(crate) events_per_second: u64,
+    /// Faults, each confirmed.
+    pub(crate) faults: usize,
+    /// Attempts of a socket over the cap that were refused.
+    pub(crate) refused: usize,
+}
+
+impl Default for Demands {
+    /// Those of the failure lab.
+    fn default() -> Self {
+        Self { gateways: 3, clients: 60, with_ids: 20, slow: 6, events_per_second: 50, faults: 3, refused: 1 }
+    }
 }
 
 /// The life of a gateway process.
@@ -163,6 +193,8 @@ pub(crate) struct Survivor {
     pub(crate) number: Option<Number>,
     /// Which slot it is the snapshot of.
     pub(crate) slot: Option<u64>,
+    /// Of which reign the ticker was that wrote it.
+    pub(crate) epoch: Option<u64>,
 }
 
 /// Where a fault strikes.

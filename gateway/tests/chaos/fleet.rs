@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::evidence::{Node, NodeLog};
+use crate::evidence::{Ms, Node, NodeLog};
 use crate::plan::{Plan, Which};
 use crate::stage::{Place, Stage, Standing};
 use crate::support::gateway::{Gateway, Setup};
@@ -16,6 +16,8 @@ const PROBED_WITHIN: Duration = Duration::from_millis(500);
 /// Some gateway ticks before this is over; else any will do.
 const TICKER_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A signal has its effect within this.
+const STOPPED_WITHIN_MS: Ms = 1_000;
 
 /// One of the gateways; what runs there now.
 struct Berth {
@@ -73,17 +75,22 @@ impl Fleet {
     }
 
     async fn ticker(&self) -> usize {
-        let deadline = Instant::now() + TICKER_WITHIN;
+        self.ticker_but(None, TICKER_WITHIN).await.unwrap_or(0)
+    }
+
+    /// The one that says that it ticks, beside that one; none when nobody does for so long.
+    pub(crate) async fn ticker_but(&self, not: Option<usize>, within: Duration) -> Option<usize> {
+        let deadline = Instant::now() + within;
         while Instant::now() < deadline {
-            for (index, berth) in self.berths.iter().enumerate() {
+            for (index, berth) in self.berths.iter().enumerate().filter(|(index, _)| Some(*index) != not) {
                 let page = timeout(PROBED_WITHIN, http::try_get(berth.gateway.internal, "/metrics")).await;
                 if page.ok().flatten().is_some_and(|page| page.body.contains("\ngateway_ticker 1")) {
-                    return index;
+                    return Some(index);
                 }
             }
             sleep(LOOK_EVERY).await;
         }
-        0
+        None
     }
 
     /// kill -9, and after a while a new process in its place.
@@ -109,22 +116,38 @@ impl Fleet {
 
     /// SIGSTOP, and after a while SIGCONT.
     pub(crate) async fn freeze(&mut self, index: usize, away: Duration, stage: &Stage) -> Struck {
+        let (begun, confirmed) = self.stop(index, stage).await;
+        sleep(away).await;
+        Struck { begun, good: self.go_on(index, begun, stage), confirmed }
+    }
+
+    /// SIGSTOP: when, and what shows that it stands; empty when nothing does.
+    pub(crate) async fn stop(&self, index: usize, stage: &Stage) -> (Ms, String) {
         let berth = &self.berths[index];
         let begun = stage.now();
         stage.stands(berth.node, Standing::Frozen);
         berth.gateway.freeze();
         let mut stopped = false;
-        while !stopped && stage.now() < begun + 1_000 {
+        while !stopped && stage.now() < begun + STOPPED_WITHIN_MS {
             stopped = berth.gateway.state() == Some('T');
             sleep(LOOK_EVERY).await;
         }
-        sleep(away).await;
+        (begun, if stopped { format!("pid {} in state T", berth.gateway.pid()) } else { String::new() })
+    }
+
+    /// SIGCONT: when.
+    pub(crate) fn go_on(&mut self, index: usize, begun: Ms, stage: &Stage) -> Ms {
+        let berth = &self.berths[index];
         berth.gateway.thaw();
         let good = stage.now();
         stage.stands(berth.node, Standing::Up);
         self.logs[berth.node].frozen.push((begun, good));
-        let confirmed = if stopped { format!("pid {} in state T", berth.gateway.pid()) } else { String::new() };
-        Struck { begun, good, confirmed }
+        good
+    }
+
+    /// The process that runs there now.
+    pub(crate) fn node(&self, index: usize) -> Node {
+        self.berths[index].node
     }
 
     /// Takes note of those that have ended by themselves, and gives what each process has logged.

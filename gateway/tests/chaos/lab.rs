@@ -1,6 +1,6 @@
 //! `make chaos`: many runs, several at a time, until one is violated.
 
-use std::path::PathBuf;
+use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use gateway::clock::Clock;
 
 use crate::plan::{Plan, Topology};
-use crate::report::{self, Summary};
+use crate::report::{self, Earlier, Record, Summary};
 use crate::run::{Conditions, Outcome, run};
+use crate::support::redis_server;
 
 /// Fresh seeds of one call.
 const RUNS: u64 = 20;
@@ -17,6 +18,8 @@ const RUNS: u64 = 20;
 const JOBS: usize = 4;
 /// From one start to the next, so that they do not all start their processes at the same time.
 const STAGGER: Duration = Duration::from_secs(2);
+/// A run that was void is made again, with its seed, until it has been made so often.
+const TRIES_MAX: usize = 3;
 
 /// What the caller wants.
 struct Options {
@@ -25,13 +28,15 @@ struct Options {
     topology: Option<Topology>,
     /// Go on after a violation.
     keep_going: bool,
+    /// What the summary is made of beside this call's runs.
+    earlier: Earlier,
 }
 
 impl Options {
     fn read() -> Self {
-        let number = |name: &str| option(name).map(|text| text.parse::<u64>().expect("a number"));
         let runs = number("RUNS");
-        let seeds = match number("SEED") {
+        let times = usize::try_from(number("TIMES").unwrap_or(1)).expect("a small number");
+        let seeds: Vec<u64> = match number("SEED") {
             Some(seed) => (seed..seed + runs.unwrap_or(1)).collect(),
             // Milliseconds would give neighbours the same seeds.
             None => {
@@ -44,8 +49,16 @@ impl Options {
             known.expect("TOPOLOGY is single, sentinel, cluster or proxied")
         });
         let jobs = number("JOBS").map_or(JOBS, |jobs| usize::try_from(jobs).expect("a small number"));
-        Self { seeds, jobs, topology, keep_going: option("KEEP_GOING").is_some() }
+        let keep_going = option("KEEP_GOING").is_some();
+        let earlier = if option("ADD").is_some() { Earlier::Kept } else { Earlier::Forgotten };
+        // What the scheduler does in between is not in the seed: `TIMES=` makes each run several times.
+        Self { seeds: seeds.repeat(times), jobs, topology, keep_going, earlier }
     }
+}
+
+/// An option that is a number.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    option(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 #[expect(clippy::disallowed_methods, reason = "options of the lab, not of the product")]
@@ -58,15 +71,17 @@ fn option(name: &str) -> Option<String> {
 fn lab() {
     let options = Options::read();
     eprintln!("seeds {:?}; replay one with: make chaos SEED=<seed>", options.seeds);
-    let (begun, mut summary) = (Instant::now(), Summary::default());
+    let (begun, mut summary) = (Instant::now(), Summary::begin(options.earlier));
+    let server = redis_server::name();
     let conditions = Conditions::default();
     let failed = runs(options, conditions, |seed, outcome| {
         eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
-        if let Some(outcome) = outcome {
-            summary.add(outcome);
-            if !outcome.verdict.violations.is_empty() {
-                keep(outcome);
-            }
+        summary.add(outcome.map_or_else(|| Record::unfinished(seed, &server), |outcome| Record::of(outcome, &server)));
+        if let Some(outcome) = outcome
+            && !outcome.verdict.violations.is_empty()
+        {
+            let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
+            report::keep(&format!("chaos-{seed}"), &what, &report::table(outcome), &outcome.logs);
         }
     });
     eprintln!("{}", summary.table());
@@ -78,16 +93,18 @@ fn unfinished(seed: u64) -> String {
 }
 
 /// Runs these, tells of each when it is over (or has failed to come to its end), and gives the seeds that failed. Runs
-/// that have begun when one fails are seen to their end.
+/// that have begun when one fails are seen to their end. One that is void (a fault had no effect that could be seen, or
+/// the machine was so busy that the lab itself was late) is listed as such and made again; it fails when that does not
+/// help.
 fn runs(options: Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
     let mut failed = Vec::new();
-    let mut waiting = options.seeds.into_iter();
+    let mut waiting: VecDeque<(u64, usize)> = options.seeds.into_iter().map(|seed| (seed, 1)).collect();
     let (finished, results) = mpsc::sync_channel(options.jobs);
     let mut running = 0;
     loop {
         while running < options.jobs
             && (failed.is_empty() || options.keep_going)
-            && let Some(seed) = waiting.next()
+            && let Some((seed, tries)) = waiting.pop_front()
         {
             if running > 0 {
                 thread::sleep(STAGGER);
@@ -97,17 +114,21 @@ fn runs(options: Options, conditions: Conditions, mut tell: impl FnMut(u64, Opti
             // A thread of its own for each: its children die with it, and a panic is one run's.
             thread::spawn(move || {
                 let outcome = thread::spawn(move || alone(plan, conditions)).join().ok();
-                let _ = finished.send((seed, outcome));
+                let _ = finished.send((seed, tries, outcome));
             });
         }
         if running == 0 {
             return failed;
         }
         running -= 1;
-        let (seed, outcome) = results.recv().expect("the sender is here");
+        let (seed, tries, outcome) = results.recv().expect("the sender is here");
         tell(seed, outcome.as_ref());
-        if outcome.is_none_or(|outcome| !outcome.verdict.violations.is_empty()) {
-            failed.push(seed);
+        match outcome.map(|outcome| outcome.verdict) {
+            Some(verdict) if !verdict.violations.is_empty() => failed.push(seed),
+            Some(verdict) if verdict.void.is_empty() => {}
+            Some(_) if tries < TRIES_MAX => waiting.push_back((seed, tries + 1)),
+            // A run that cannot be made, or did not come to its end, has shown nothing.
+            _ => failed.push(seed),
         }
     }
 }
@@ -118,19 +139,6 @@ fn alone(plan: Plan, conditions: Conditions) -> Outcome {
     runtime.expect("a runtime").block_on(run(plan, conditions))
 }
 
-/// Keeps what a run that failed has left, for whoever looks into it.
-fn keep(outcome: &Outcome) {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", outcome.plan.seed));
-    std::fs::create_dir_all(&directory).expect("the build directory can be written to");
-    let write = |name: String, text: &str| std::fs::write(directory.join(name), text).expect("written");
-    write("evidence".to_owned(), &format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence));
-    write("report".to_owned(), &report::table(outcome));
-    for (node, log) in &outcome.logs {
-        write(format!("gateway-{node}.log"), log);
-    }
-    eprintln!("kept: {}", directory.display());
-}
-
 /// The lab finds what it is for: each bug that gateways are built with here, within twenty seeds.
 #[cfg(feature = "planted-bugs")]
 mod planted {
@@ -139,7 +147,8 @@ mod planted {
     const SEEDS: std::ops::Range<u64> = 1..21;
 
     fn check(bug: &'static str) {
-        let options = Options { seeds: SEEDS.collect(), jobs: JOBS, topology: None, keep_going: false };
+        let options =
+            Options { seeds: SEEDS.collect(), jobs: JOBS, topology: None, keep_going: false, earlier: Earlier::Kept };
         let begun = Instant::now();
         let mut found: Vec<String> = Vec::new();
         let failed = runs(options, Conditions { bug: Some(bug), ..Conditions::default() }, |seed, outcome| {

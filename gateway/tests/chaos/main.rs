@@ -1,7 +1,7 @@
 //! The failure lab: real gateways, real clients, real Redis, real faults, and a checker that stands outside.
 //!
 //! Tests of single failures prove what somebody thought of. The lab draws whole runs from a seed ([`plan`]): three
-//! gateways, 66 clients, 60 events a second, and at least three faults, at the gateways and at Redis, which is run in
+//! gateways, 66 clients, some 70 events a second, and at least three faults, at the gateways and at Redis, which is run in
 //! one of four ways ([`topology`]). What clients saw is gathered ([`evidence`]) and judged by a checker that knows
 //! nothing of gateways ([`audit`]). `make chaos` runs fresh seeds, several at a time, since runs mostly wait; `SEED=`
 //! replays one. Four short runs with fixed seeds are part of every test run.
@@ -13,6 +13,7 @@ mod audit;
 mod evidence;
 mod fleet;
 mod lab;
+mod pauses;
 mod plan;
 mod prng;
 mod producer;

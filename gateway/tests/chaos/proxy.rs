@@ -29,7 +29,12 @@ pub(crate) struct Harm {
     pub(crate) held: AtomicU64,
     /// Bytes that never arrived.
     pub(crate) swallowed: AtomicU64,
+    /// Answers of Redis that refuse a ticker whose lease is gone. The proxy's doing are only those that it made late.
+    pub(crate) refused: AtomicU64,
 }
+
+/// How Redis refuses a ticker whose lease is gone, on the wire.
+const REFUSAL: &[u8] = b"$6\r\nfenced\r\n";
 
 /// A way to a server; it ends when it is dropped, with all connections.
 #[derive(Debug)]
@@ -38,6 +43,7 @@ pub(crate) struct FaultProxy {
     pub(crate) address: SocketAddr,
     breakage: watch::Sender<Option<Breakage>>,
     harm: Arc<Harm>,
+    snare: Arc<watch::Sender<Snare>>,
     _accepting: JoinSet<()>,
 }
 
@@ -48,9 +54,30 @@ impl FaultProxy {
         let address = listener.local_addr().expect("bound");
         let (breakage, watched) = watch::channel(None);
         let harm = Arc::new(Harm::default());
+        let snare = Arc::new(watch::Sender::new(Snare::Open));
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, server, watched, Arc::clone(&harm)));
-        Self { address, breakage, harm, _accepting: accepting }
+        accepting.spawn(accept(listener, server, watched, Arc::clone(&harm), Arc::clone(&snare)));
+        Self { address, breakage, harm, snare, _accepting: accepting }
+    }
+
+    /// The next request that holds this text is stopped on its way, until [`Self::open_snare`]. Others go on.
+    pub(crate) fn set_snare(&self, text: &'static [u8]) {
+        self.snare.send_replace(Snare::Set(text));
+    }
+
+    /// Returns when one is held.
+    pub(crate) async fn caught(&self) {
+        let _ = self.snare.subscribe().wait_for(|snare| *snare == Snare::Holding).await;
+    }
+
+    /// Lets go what is held, if anything is, and holds nothing from now on.
+    pub(crate) fn open_snare(&self) {
+        self.snare.send_replace(Snare::Open);
+    }
+
+    /// How often Redis has refused a ticker whose lease was gone.
+    pub(crate) fn refused(&self) -> u64 {
+        self.harm.refused.load(Ordering::Relaxed)
     }
 
     /// From now on it is broken like this, or works.
@@ -74,11 +101,12 @@ async fn accept(
     server: SocketAddr,
     breakage: watch::Receiver<Option<Breakage>>,
     harm: Arc<Harm>,
+    snare: Arc<watch::Sender<Snare>>,
 ) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(connect(client, server, breakage.clone(), Arc::clone(&harm)));
+        connections.spawn(connect(client, server, breakage.clone(), Arc::clone(&harm), Arc::clone(&snare)));
     }
 }
 
@@ -87,6 +115,7 @@ async fn connect(
     server: SocketAddr,
     mut breakage: watch::Receiver<Option<Breakage>>,
     harm: Arc<Harm>,
+    snare: Arc<watch::Sender<Snare>>,
 ) {
     if *breakage.borrow_and_update() == Some(Breakage::Cut) {
         harm.cut.fetch_add(1, Ordering::Relaxed);
@@ -98,11 +127,11 @@ async fn connect(
     let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = upstream.into_split();
-    let way = Way { breakage, harm, immune: since.is_some() };
+    let way = Way { breakage, harm, snare, immune: since.is_some() };
     // What one direction ends with, ends both.
     let ended = tokio::select! {
-        end = way.clone().requests(from_client, to_server) => end,
-        end = way.clone().replies(from_server, to_client) => end,
+        end = way.clone().pass(Traffic::Requests, from_client, to_server) => end,
+        end = way.clone().pass(Traffic::Replies, from_server, to_client) => end,
     };
     if let (End::Reset, harm) = (ended, &way.harm) {
         harm.cut.fetch_add(1, Ordering::Relaxed);
@@ -122,16 +151,38 @@ enum End {
     Reset,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Traffic {
+    Requests,
+    Replies,
+}
+
+/// A trap for one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Snare {
+    Open,
+    /// The first request that holds this text is stopped on its way.
+    Set(&'static [u8]),
+    /// One is held.
+    Holding,
+}
+
+fn occurrences(bytes: &[u8], text: &[u8]) -> u64 {
+    bytes.windows(text.len()).filter(|window| *window == text).count() as u64
+}
+
 #[derive(Clone)]
 struct Way {
     breakage: watch::Receiver<Option<Breakage>>,
     harm: Arc<Harm>,
+    snare: Arc<watch::Sender<Snare>>,
     /// Half-openness does not concern it.
     immune: bool,
 }
 
 impl Way {
-    async fn requests(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> End {
+    /// Passes on what comes, in the state in which the way is.
+    async fn pass(mut self, what: Traffic, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> End {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let read = tokio::select! {
@@ -140,33 +191,39 @@ impl Way {
                 read = from.read(&mut chunk) => read,
             };
             let Ok(read @ 1..) = read else { return End::Closed };
-            self.hold().await;
-            if to.write_all(&chunk[..read]).await.is_err() {
+            let bytes = &chunk[..read];
+            match (what, self.now()) {
+                (Traffic::Replies, Some(Breakage::HalfOpen)) if !self.immune => return self.forget(from, read).await,
+                (Traffic::Replies, Some(Breakage::ResetMidReply)) => {
+                    let _ = to.write_all(&bytes[..read / 2]).await;
+                    return self.reset(to.as_ref());
+                }
+                (Traffic::Replies, _) => {
+                    self.harm.refused.fetch_add(occurrences(bytes, REFUSAL), Ordering::Relaxed);
+                    self.hold().await;
+                }
+                (Traffic::Requests, _) => {
+                    self.fall_into_snare(bytes).await;
+                    self.hold().await;
+                }
+            }
+            if to.write_all(bytes).await.is_err() {
                 return End::Closed;
             }
         }
     }
 
-    async fn replies(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> End {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            let read = tokio::select! {
-                biased;
-                () = cut(&mut self.breakage) => return self.reset(to.as_ref()),
-                read = from.read(&mut chunk) => read,
-            };
-            let Ok(read @ 1..) = read else { return End::Closed };
-            match self.now() {
-                Some(Breakage::HalfOpen) if !self.immune => return self.forget(from, read).await,
-                Some(Breakage::ResetMidReply) => {
-                    let _ = to.write_all(&chunk[..read / 2]).await;
-                    return self.reset(to.as_ref());
-                }
-                _ => self.hold().await,
+    /// Waits, if these bytes are what a snare was set for, until it is opened.
+    async fn fall_into_snare(&self, bytes: &[u8]) {
+        let caught = self.snare.send_if_modified(|snare| match snare {
+            Snare::Set(text) if occurrences(bytes, text) > 0 => {
+                *snare = Snare::Holding;
+                true
             }
-            if to.write_all(&chunk[..read]).await.is_err() {
-                return End::Closed;
-            }
+            _ => false,
+        });
+        if caught {
+            let _ = self.snare.subscribe().wait_for(|snare| *snare != Snare::Holding).await;
         }
     }
 
@@ -277,6 +334,22 @@ mod tests {
         proxy.set(None);
         assert_eq!(count(&mut resp).await, None, "for ever");
         assert!(proxy.harm(Breakage::HalfOpen) > 0);
+    }
+
+    #[tokio::test]
+    async fn a_snare_holds_one_request_and_lets_others_go() {
+        let (redis, proxy, mut resp) = proxied().await;
+        proxy.set_snare(b"INCR");
+        assert_eq!(count(&mut resp).await, None);
+        timeout(Duration::from_secs(5), proxy.caught()).await.expect("it is held");
+        let mut another = Resp::try_at(proxy.address).await.expect("the proxy listens");
+        assert_eq!(count(&mut another).await, Some(Reply::Number(1)));
+        assert_eq!(stored(&redis).await, "1");
+        proxy.open_snare();
+        assert_eq!(resp.ask(&[b"INCR", b"n"]).await.expect("open"), Reply::Number(2), "what was held went on");
+        let script = "return {'fenced'}";
+        let _ = another.ask(&[b"EVAL", script.as_bytes(), b"0"]).await.expect("open");
+        assert_eq!(proxy.refused(), 1);
     }
 
     #[tokio::test]

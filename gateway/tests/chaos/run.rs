@@ -14,7 +14,7 @@ use crate::fleet::Fleet;
 use crate::plan::{CROWD, Fault, Plan, VIEWERS, Which};
 use crate::prng::Prng;
 use crate::producer::{self, Numbers};
-use crate::stage::Stage;
+use crate::stage::{Sight, Stage};
 use crate::support::resp::{Reply, Resp};
 use crate::topology::{self, Backend, Finder, Scene, Struck};
 use crate::viewer::{self, Resume, Viewer};
@@ -104,7 +104,7 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
     Outcome { plan, evidence, verdict, logs, took: begun.elapsed() }
 }
 
-fn ms(duration: Duration) -> Ms {
+pub(crate) fn ms(duration: Duration) -> Ms {
     Ms::try_from(duration.as_millis()).expect("short")
 }
 
@@ -117,13 +117,13 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
         let pace = if slow { Pace::Slow } else { Pace::Prompt };
         // Those who share an address read promptly: whether they are there must not depend on how they read.
         let crowded = !slow && index < CROWD + 1;
-        let viewer = Viewer { index, ids, pace, crowded, resume, pinned: None };
+        let viewer = Viewer { index, visitor: index, ids, pace, crowded, resume, pinned: None, witness: false };
         cast.viewers.spawn(viewer.watch(Arc::clone(stage), prng.fork(1_000 + index as u64)));
     }
     cast.viewers.spawn(viewer::witness(Arc::clone(stage), VIEWERS, prng.fork(3)));
     let (stream, post) = (
-        producer::stream(Arc::clone(stage), Arc::clone(numbers), Arc::clone(finder)),
-        producer::post(Arc::clone(stage), Arc::clone(numbers), prng.fork(1)),
+        producer::stream(Arc::clone(stage), Arc::clone(numbers), Arc::clone(finder), producer::EVERY),
+        producer::post(Arc::clone(stage), Arc::clone(numbers), prng.fork(1), producer::EVERY),
     );
     cast.producers.spawn(async { stream.await.into_iter().collect() });
     cast.producers.spawn(async { post.await.into_iter().collect() });
@@ -133,7 +133,7 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
 }
 
 /// The longest time for which a timer of the lab was late.
-async fn worst_stall(stage: Arc<Stage>) -> Ms {
+pub(crate) async fn worst_stall(stage: Arc<Stage>) -> Ms {
     let mut worst = 0;
     while !stage.leave.is_cancelled() {
         let begun = stage.now();
@@ -209,9 +209,14 @@ enum Who {
     Everybody,
 }
 
-/// Whether these viewers have a socket, and a number and an event from after that time.
+/// Whether these viewers have a socket, and a number and an event from after that time. With those who read promptly
+/// goes the witness of each gateway that is up: a gateway may have no other viewer, and is to heal all the same.
 fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
-    stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
+    // Timestamps of snapshots are whole seconds.
+    let fresh = |sight: &Sight| sight.counted.is_some_and(|counted| counted + 1_000 > after);
+    let live = |sight: &Sight| sight.newest >= after || stage.no_more_events.is_cancelled();
+    let sees = |sight: &Sight| sight.at.is_some() && fresh(sight) && live(sight);
+    let viewers = stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
         let (_, slow) = Plan::viewer(index);
         let crowded = !slow && index < CROWD + 1;
         let concerned = match who {
@@ -219,20 +224,27 @@ fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
             Who::Crowd => crowded,
             Who::Everybody => true,
         };
-        // Timestamps of snapshots are whole seconds.
-        let fresh = sight.counted.is_some_and(|counted| counted + 1_000 > after);
-        let live = sight.newest >= after || stage.no_more_events.is_cancelled();
-        slow || !concerned || (sight.at.is_some() && fresh && live)
-    })
+        slow || !concerned || sees(sight)
+    });
+    viewers && (who == Who::Crowd || witnesses(stage).iter().all(sees))
+}
+
+/// What the witnesses of all gateways see that are up.
+fn witnesses(stage: &Stage) -> Vec<Sight> {
+    let up = stage.up();
+    let sights = stage.sights.lock();
+    up.iter().map(|place| sights.get(VIEWERS + place.node).copied().unwrap_or_default()).collect()
 }
 
 /// Whether everybody has read an event that was sent then.
 fn all_have_read(stage: &Stage, sent: Ms) -> bool {
-    stage.sights.lock().iter().take(VIEWERS).all(|sight| sight.at.is_some() && sight.newest >= sent)
+    let has_read = |sight: &Sight| sight.at.is_some() && sight.newest >= sent;
+    let viewers = stage.sights.lock().iter().take(VIEWERS).all(has_read);
+    viewers && witnesses(stage).iter().all(has_read)
 }
 
 /// Waits until it holds; none when it does not within that time.
-async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
+pub(crate) async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
     let waiting = async {
         while !holds() {
             sleep(LOOK_EVERY).await;
@@ -242,7 +254,7 @@ async fn until(within: Duration, holds: impl Fn() -> bool) -> Option<()> {
 }
 
 /// One more event, which everybody must get: then all before it are there too.
-async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Number, Published) {
+pub(crate) async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Number, Published) {
     loop {
         let (number, sent) = (numbers.next(), stage.now());
         if let Some(mut redis) = finder.connect().await
@@ -255,7 +267,7 @@ async fn publish_last(stage: &Stage, numbers: &Numbers, finder: &Finder) -> (Num
 }
 
 /// What stands in the stream now.
-async fn survivors(finder: &Finder) -> Vec<Survivor> {
+pub(crate) async fn survivors(finder: &Finder) -> Vec<Survivor> {
     let mut redis: Resp = finder.connect().await.expect("redis is up at the end");
     let reply = redis.ask(&[b"XRANGE", producer::STREAM, b"-", b"+"]).await.expect("redis is up at the end");
     let field = |entry: &Reply, name: &str| {
@@ -267,8 +279,8 @@ async fn survivors(finder: &Finder) -> Vec<Survivor> {
             let (_, rest) = data.split_once("/n/")?;
             rest.split('/').next()?.parse().ok()
         });
-        let slot = field(entry, "slot").and_then(|slot| slot.parse().ok());
-        Survivor { id: entry.many()[0].text().to_owned(), number, slot }
+        let count = |name| field(entry, name).and_then(|text| text.parse().ok());
+        Survivor { id: entry.many()[0].text().to_owned(), number, slot: count("slot"), epoch: count("epoch") }
     };
     reply.many().iter().map(survivor).collect()
 }

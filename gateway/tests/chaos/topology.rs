@@ -1,7 +1,7 @@
 //! The four ways in which the lab runs Redis, and what it can do to each.
 
 mod cluster;
-mod proxied;
+pub(crate) mod proxied;
 mod sentinel;
 mod single;
 
@@ -216,4 +216,21 @@ async fn hold_back_replicas(primary: SocketAddr) {
     let mut resp = Resp::at(primary).await;
     resp.call(&["CONFIG", "SET", "requirepass", "not-for-replicas"]).await;
     resp.call(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+}
+
+/// kill -9 of the primary `old`; before it, if it shall `lag`, its replicas are held back for so long (and an entry put
+/// `ahead`), so that what it took meanwhile dies with it. Gives when it died, and what shows that.
+async fn kill_lagged(
+    servers: &mut [RedisServer],
+    old: SocketAddr,
+    finder: &Finder,
+    scene: &Scene<'_>,
+    (lag, ahead): (Option<Duration>, Option<Duration>),
+) -> (Ms, String) {
+    if let Some(lag) = lag {
+        scene.put_ahead_after(finder, ahead, hold_back_replicas(old)).await;
+        sleep(lag).await;
+    }
+    let begun = scene.stage.now();
+    (begun, kill(&mut servers[index_of(servers, old)]))
 }

@@ -44,6 +44,8 @@ pub(crate) enum Resume {
 pub(crate) struct Viewer {
     /// Its number.
     pub(crate) index: usize,
+    /// Which visitor of the site it is.
+    pub(crate) visitor: usize,
     /// It asks for ids.
     pub(crate) ids: bool,
     /// How it reads.
@@ -54,6 +56,8 @@ pub(crate) struct Viewer {
     pub(crate) resume: Resume,
     /// It comes to this gateway only.
     pub(crate) pinned: Option<Node>,
+    /// It is there to hear what this gateway announces, for as long as the gateway lives.
+    pub(crate) witness: bool,
 }
 
 /// The address that many share.
@@ -61,9 +65,7 @@ const CROWD_ADDRESS: &str = "203.0.113.200";
 
 impl Viewer {
     fn upgrade(&self, last_id: Option<&str>) -> Upgrade {
-        // Witnesses are no further visitors.
-        let visitor = if self.pinned.is_some() { 0 } else { self.index };
-        let mut query = format!("visitor=viewer-{visitor}");
+        let mut query = format!("visitor=viewer-{}", self.visitor);
         if self.ids {
             query.push_str("&ids=1");
         }
@@ -140,8 +142,7 @@ impl Viewer {
             }
         };
         stage.sights.lock()[self.index].at = None;
-        let Self { index, ids, pace, crowded, .. } = *self;
-        let witness = self.pinned.is_some();
+        let Self { index, ids, pace, crowded, witness, .. } = *self;
         Session { client: index, node, ids, pace, witness, crowded, resumed, opened, heard, closed: stage.now(), end }
     }
 
@@ -205,8 +206,17 @@ pub(crate) async fn witness(stage: Arc<Stage>, first_index: usize, prng: Prng) -
         for node in witnesses.len()..known {
             let index = first_index + node;
             stage.sights.lock().resize(index + 1, Sight::default());
-            let (ids, pace, crowded, resume) = (true, Pace::Prompt, false, Resume::Never);
-            let witness = Viewer { index, ids, pace, crowded, resume, pinned: Some(node) };
+            let witness = Viewer {
+                index,
+                // No further visitor.
+                visitor: 0,
+                ids: true,
+                pace: Pace::Prompt,
+                crowded: false,
+                resume: Resume::Never,
+                pinned: Some(node),
+                witness: true,
+            };
             witnesses.spawn(witness.watch(Arc::clone(&stage), prng.fork(index as u64)));
         }
         let _ = timeout(WITNESS_WITHIN, stage.leave.cancelled()).await;

@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Verdict;
-use crate::evidence::{Ending, Evidence, Heard, Ms, Node, Number, Pace, Session, What};
+use crate::evidence::{Ending, Evidence, Heard, Ms, Node, Number, Pace, Part, Session, What};
 
 /// When an entry was written, at the earliest and at the latest, and where it stands, if it still does.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +119,9 @@ struct History<'a> {
     events: HashMap<Number, Mark>,
     ids: HashMap<&'a str, Mark>,
     /// Events that were read under an id which the stream does not hold, and stand there under another: Redis lost the
-    /// entry and with it all knowledge of the publish, and whoever had no answer yet repeated it.
+    /// entry and with it all knowledge of the publish, and whoever had no answer yet repeated it. Nobody can tell such
+    /// an event from a new one. It is excused only where a fault at Redis lies between both: it was read before the
+    /// fault was over, and written again after it began; two entries of one event that both stand are never excused.
     redone: HashSet<Number>,
 }
 
@@ -222,10 +224,21 @@ fn redone(evidence: &Evidence, readers: &[Reader<'_>]) -> HashSet<Number> {
             standing.entry(number).or_default().push(&survivor.id);
         }
     }
+    let lost_between = |read: Ms, again: Ms| {
+        let mut at_redis = evidence.faults.iter().filter(|fault| fault.part == Part::Redis);
+        at_redis.any(|fault| read <= fault.over && again >= fault.begun)
+    };
+    let again = |number: Number, id: &str| {
+        let all = readers.iter().flat_map(|reader| &reader.heard);
+        let times =
+            all.filter(|heard| number_of(heard) == Some(number) && heard.id.as_deref().map(without_digest) == Some(id));
+        times.map(|heard| heard.at).min().unwrap_or(evidence.ended)
+    };
     let elsewhere = |heard: &&Heard| {
         let (What::Event(number), Some(id)) = (&heard.what, heard.id.as_deref()) else { return None };
         let ids = standing.get(number)?;
-        (ids.len() == 1 && ids[0] != without_digest(id)).then_some(*number)
+        let moved = ids.len() == 1 && ids[0] != without_digest(id);
+        (moved && lost_between(heard.at, again(*number, ids[0]))).then_some(*number)
     };
     readers.iter().flat_map(|reader| &reader.heard).filter_map(elsewhere).collect()
 }

@@ -121,4 +121,10 @@ fn check_stream(evidence: &Evidence, verdict: &mut Verdict) {
             verdict.violation("one snapshot per slot", format!("in the stream, slot {} follows {}", pair[1], pair[0]));
         }
     }
+    // Inv. FENCE: who was replaced writes nothing any more.
+    let epochs: Vec<u64> = evidence.survivors.iter().filter_map(|survivor| survivor.epoch).collect();
+    for pair in epochs.windows(2).filter(|pair| pair[1] < pair[0]) {
+        verdict
+            .violation("fence", format!("in the stream, a snapshot of reign {} follows one of {}", pair[1], pair[0]));
+    }
 }

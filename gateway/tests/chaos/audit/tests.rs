@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::evidence::{
-    Attempt, Ending, FaultLog, Heard, Node, NodeLog, Number, Pace, Part, Published, Session, Shown, Survivor, What,
+    Attempt, Demands, Ending, FaultLog, Heard, Node, NodeLog, Number, Pace, Part, Published, Session, Shown, Survivor,
+    What,
 };
 
 /// The first moment of the runs here; a whole second, and a whole slot.
@@ -20,6 +21,7 @@ fn event_time(number: Number) -> Ms {
 /// after its slot began. Client 0 has ids, client 1 is slow, the first ten share an address.
 fn good_run() -> Evidence {
     let mut evidence = Evidence {
+        demands: Demands { with_ids: 1, slow: 1, events_per_second: 9, ..Demands::default() },
         interval_ms: 1_000,
         cap: 10,
         visitors: 60,
@@ -29,7 +31,7 @@ fn good_run() -> Evidence {
     };
     for slot in 0..=SLOTS {
         let at = BEGIN + slot * 1_000;
-        evidence.survivors.push(Survivor { id: format!("{at}-0"), number: None, slot: Some(at) });
+        evidence.survivors.push(Survivor { id: format!("{at}-0"), number: None, slot: Some(at), epoch: Some(1) });
         for number in (slot * EVENTS_OF_SLOT..(slot + 1) * EVENTS_OF_SLOT).filter(|_| slot < SLOTS) {
             let number = Number::try_from(number).expect("small");
             let sent = event_time(number);
@@ -43,6 +45,7 @@ fn good_run() -> Evidence {
         id: format!("{}-0", event_time(*number)),
         number: Some(*number),
         slot: None,
+        epoch: None,
     });
     evidence.survivors.extend(entries);
     evidence.survivors.sort_by_key(|survivor| survivor.id.clone());
@@ -137,7 +140,8 @@ fn announce(evidence: &mut Evidence, client: usize, before: Number, from: Option
 fn nothing_is_wrong_where_nothing_went_wrong() {
     let verdict = check(&[], |_| {});
     assert_eq!((verdict.offered, verdict.accepted, verdict.delivered), (120, 120, 120 * CLIENTS));
-    assert_eq!((verdict.gaps, verdict.lost_by_redis, verdict.closes, verdict.refused), (0, 0, 0, 1));
+    assert_eq!((verdict.gaps, verdict.lost_by_redis, verdict.closes), (0, 0, 0));
+    assert_eq!(verdict.had.map(|had| had.refused), Some(1));
     assert!(verdict.recovery_ms.iter().all(|after| after.is_some_and(|after| after < 100)), "{verdict:?}");
 }
 
@@ -270,11 +274,20 @@ fn what_comes_twice_or_in_another_order_or_from_nobody_is_found() {
         first.id = Some(first_id.to_owned());
         session.heard.insert(place - 3, first);
     };
-    let verdict = check(&[], |evidence| again(evidence, "1-0-abcd"));
+    let verdict = check(&[], |evidence| {
+        again(evidence, "1-0-abcd");
+        evidence.faults[2].part = Part::Redis;
+    });
     assert_eq!(verdict.redone, 1);
+    // Without a fault at Redis between both, nothing can have lost it.
+    check(&["duplicate", "one order"], |evidence| again(evidence, "1-0-abcd"));
     check(&["duplicate", "one order"], |evidence| {
         again(evidence, "1-0-abcd");
-        evidence.survivors.insert(0, Survivor { id: "1-0".to_owned(), number: Some(50), slot: None });
+        evidence.faults[0].part = Part::Redis;
+    });
+    check(&["duplicate", "one order"], |evidence| {
+        again(evidence, "1-0-abcd");
+        evidence.survivors.insert(0, Survivor { id: "1-0".to_owned(), number: Some(50), slot: None, epoch: None });
     });
     check(&["one order"], |evidence| {
         let session = &mut evidence.sessions[4];
@@ -316,6 +329,17 @@ fn a_second_snapshot_of_a_slot_is_found() {
         let twice = evidence.survivors.iter().rfind(|survivor| survivor.slot.is_some()).expect("snapshots").clone();
         evidence.survivors.push(twice);
     });
+}
+
+// Inv. FENCE
+#[test]
+fn a_snapshot_of_a_ticker_that_was_replaced_is_found() {
+    let reign = |evidence: &mut Evidence, at: usize, epoch: u64| {
+        let mut snapshots = evidence.survivors.iter_mut().filter(|survivor| survivor.slot.is_some());
+        snapshots.nth(at).expect("snapshots").epoch = Some(epoch);
+    };
+    check(&["fence"], |evidence| reign(evidence, 4, 2));
+    check(&[], |evidence| (4..=12).for_each(|at| reign(evidence, at, 2)));
 }
 
 #[test]
@@ -390,6 +414,22 @@ fn an_eleventh_socket_is_found() {
 fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
     check(&["healthy socket closed"], |evidence| evidence.sessions[20].end = Ending::Closed(1011));
     check(&[], |evidence| evidence.sessions[1].end = Ending::Closed(4408));
+    // Over the cap is a reason while and right after Redis was away, and for the crowded address alone.
+    let over_cap = |evidence: &mut Evidence, client: usize, part: Part| {
+        evidence.sessions[client].end = Ending::Closed(1013);
+        (evidence.faults[2].part, evidence.sessions[client].closed) = (part, BEGIN + 6_800);
+        evidence.sessions[client].heard.retain(|heard| heard.at <= BEGIN + 6_800);
+        // It came again.
+        let mut again = good_session(evidence, client);
+        again.opened = BEGIN + 6_900;
+        let init = Shown { visitors: 60, counted: BEGIN + 6_000, stale: false };
+        again.heard.retain(|heard| heard.at > BEGIN + 6_900);
+        again.heard.insert(0, Heard { at: BEGIN + 6_900, id: None, what: What::Init(init) });
+        evidence.sessions.push(again);
+    };
+    check(&[], |evidence| over_cap(evidence, 4, Part::Redis));
+    check(&["healthy socket closed"], |evidence| over_cap(evidence, 4, Part::Gateway));
+    check(&["healthy socket closed"], |evidence| over_cap(evidence, 20, Part::Redis));
     check(&["gateway died"], |evidence| evidence.nodes[1].ended_by_itself = true);
 }
 
@@ -407,8 +447,26 @@ fn what_heals_too_late_is_found() {
         }
     };
     check(&["not healed in time"], |evidence| dead_from(evidence, 20, BEGIN + 3_000));
+    // So does a witness tell, unless its gateway was killed before it had to have healed.
+    let witness = |evidence: &mut Evidence, killed: Option<Ms>| {
+        dead_from(evidence, 20, BEGIN + 3_000);
+        evidence.sessions[20].witness = true;
+        evidence.demands.clients -= 1;
+        evidence.nodes[evidence.sessions[20].node].killed = killed;
+    };
+    check(&["not healed in time"], |evidence| witness(evidence, None));
+    check(&[], |evidence| witness(evidence, Some(BEGIN + 9_900)));
     // Who waits for a place of a dead gateway's has to wait for its lease to run out.
     check(&[], |evidence| dead_from(evidence, 4, BEGIN + 3_000));
     check(&["places leaked"], |evidence| dead_from(evidence, 4, BEGIN + 1_500));
-    check(&["too small a run"], |evidence| evidence.faults[1].confirmed.clear());
+}
+
+#[test]
+fn a_run_that_proves_nothing_is_void() {
+    let void = |spoil: fn(&mut Evidence)| check(&[], spoil).void.len();
+    assert_eq!(void(|_| {}), 0);
+    assert_eq!(void(|evidence| evidence.faults[1].confirmed.clear()), 1);
+    assert_eq!(void(|evidence| evidence.stall_ms = 5_000), 1);
+    check(&["too small a run"], |evidence| evidence.faults.truncate(2));
+    assert_eq!(void(|evidence| evidence.demands.events_per_second = 50), 1);
 }

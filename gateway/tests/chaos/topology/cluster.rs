@@ -2,12 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::sleep;
 
-use super::{Backend, Finder, Scene, Struck, hold_back_replicas, index_of, info, kill, until};
+use super::{Backend, Finder, Scene, Struck, info, kill_lagged, until};
 use crate::plan::Fault;
 use crate::producer::STREAM;
 use crate::support::redis_cluster;
@@ -40,22 +38,14 @@ impl Sharded {
         .await
     }
 
-    async fn kill_primary(&mut self, scene: &Scene<'_>, lag: Option<Duration>, ahead: Option<Duration>) -> Struck {
-        let old = self.primary().await;
-        if let Some(lag) = lag {
-            scene.put_ahead_after(&self.finder, ahead, hold_back_replicas(old)).await;
-            sleep(lag).await;
-        }
-        let index = index_of(&self.servers, old);
-        let begun = scene.stage.now();
-        let gone = kill(&mut self.servers[index]);
-        let new = until("a replica is promoted", async || {
+    /// Waits until another server than `old` serves the slot.
+    async fn elected(&self, old: SocketAddr) -> SocketAddr {
+        until("a replica is promoted", async || {
             let address = self.finder.primary().await.filter(|address| *address != old)?;
             let info = info(address, "cluster").await;
             info.is_some().then_some(address)
         })
-        .await;
-        Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} serves the slot") }
+        .await
     }
 
     /// Moves the slot of all keys as an operator would: key by key, while they are in use.
@@ -119,7 +109,12 @@ impl Backend for Sharded {
 
     async fn strike(&mut self, fault: Fault, scene: &Scene<'_>) -> Struck {
         match fault {
-            Fault::PrimaryKilled { lag, ahead } => self.kill_primary(scene, lag, ahead).await,
+            Fault::PrimaryKilled { lag, ahead } => {
+                let old = self.primary().await;
+                let (begun, gone) = kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
+                let new = self.elected(old).await;
+                Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} serves the slot") }
+            }
             Fault::SlotMigrated => self.migrate(scene).await,
             other => panic!("a cluster cannot suffer {other:?}"),
         }

@@ -11,19 +11,24 @@ use crate::plan::Fault;
 use crate::proxy::FaultProxy;
 
 #[derive(Debug)]
-pub(super) struct Proxied {
+pub(crate) struct Proxied {
     ways: Vec<FaultProxy>,
     server: Single,
 }
 
 impl Proxied {
-    pub(super) async fn start(gateways: usize) -> Self {
+    pub(crate) async fn start(gateways: usize) -> Self {
         let server = Single::start();
         let mut ways = Vec::new();
         for _ in 0..gateways {
             ways.push(FaultProxy::to(server.address()).await);
         }
         Self { ways, server }
+    }
+
+    /// That gateway's way.
+    pub(crate) fn way(&self, gateway: usize) -> &FaultProxy {
+        &self.ways[gateway]
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Backend, Finder, Scene, Struck, freeze, hold_back_replicas, index_of, info, kill, until};
+use super::{Backend, Finder, Scene, Struck, freeze, index_of, info, kill_lagged, until};
 use crate::plan::Fault;
 use crate::support::redis_server::{Options, RedisServer};
 use crate::support::resp::{Reply, Resp};
@@ -84,19 +84,6 @@ impl Watched {
         }
     }
 
-    async fn kill_primary(&mut self, scene: &Scene<'_>, lag: Option<Duration>, ahead: Option<Duration>) -> Struck {
-        let old = self.primary().await;
-        if let Some(lag) = lag {
-            scene.put_ahead_after(&self.finder, ahead, hold_back_replicas(old)).await;
-            sleep(lag).await;
-        }
-        let index = index_of(&self.servers, old);
-        let begun = scene.stage.now();
-        let gone = kill(&mut self.servers[index]);
-        let new = self.elected(old).await;
-        Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} is the primary") }
-    }
-
     async fn freeze_primary(&mut self, scene: &Scene<'_>, away: Duration) -> Struck {
         let old = self.primary().await;
         let index = index_of(&self.servers, old);
@@ -134,7 +121,12 @@ impl Backend for Watched {
 
     async fn strike(&mut self, fault: Fault, scene: &Scene<'_>) -> Struck {
         match fault {
-            Fault::PrimaryKilled { lag, ahead } => self.kill_primary(scene, lag, ahead).await,
+            Fault::PrimaryKilled { lag, ahead } => {
+                let old = self.primary().await;
+                let (begun, gone) = kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
+                let new = self.elected(old).await;
+                Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} is the primary") }
+            }
             Fault::PrimaryFrozen { away } => self.freeze_primary(scene, away).await,
             other => panic!("sentinels do not watch over {other:?}"),
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ports;
 use super::redis_server::{Options, RedisServer};
 use super::resp::Resp;
 use super::wait::until;
@@ -13,20 +14,26 @@ const SLOTS: [(&str, &str); 3] = [("0", "5460"), ("5461", "10922"), ("10923", "1
 
 /// Starts three primaries and, behind them in the list, that many replicas, one for each primary in turn.
 pub(crate) async fn start(replicas: usize) -> Vec<RedisServer> {
-    let directives = vec![
-        ("cluster-enabled", "yes".to_owned()),
-        ("cluster-node-timeout", "2000".to_owned()),
-        ("repl-diskless-sync-delay", "0".to_owned()),
-    ];
-    let options = Options { directives, ..Options::default() };
-    let servers: Vec<RedisServer> = (0..SLOTS.len() + replicas).map(|_| RedisServer::with(options.clone())).collect();
+    // The nodes' own talk has a port of its own. Redis would add 10,000 to the other, which is where the kernel takes
+    // ports for outgoing connections from: a server that is started again would find it taken.
+    let buses: Vec<String> = (0..SLOTS.len() + replicas).map(|_| ports::free().port().to_string()).collect();
+    let server = |bus: &String| {
+        let directives = vec![
+            ("cluster-enabled", "yes".to_owned()),
+            ("cluster-port", bus.clone()),
+            ("cluster-node-timeout", "2000".to_owned()),
+            ("repl-diskless-sync-delay", "0".to_owned()),
+        ];
+        RedisServer::with(Options { directives, ..Options::default() })
+    };
+    let servers: Vec<RedisServer> = buses.iter().map(server).collect();
     let first_port = servers[0].address().port().to_string();
     for (index, server) in servers.iter().enumerate() {
         let mut resp = Resp::to(server).await;
         if let Some((from, to)) = SLOTS.get(index) {
             resp.call(&["CLUSTER", "ADDSLOTSRANGE", from, to]).await;
         }
-        resp.call(&["CLUSTER", "MEET", "127.0.0.1", &first_port]).await;
+        resp.call(&["CLUSTER", "MEET", "127.0.0.1", &first_port, &buses[0]]).await;
     }
     until_stands(&servers).await;
     for (index, server) in servers.iter().enumerate().skip(SLOTS.len()) {

@@ -23,10 +23,16 @@ const POLL: Duration = Duration::from_millis(5);
 /// A port can be taken by a stranger between choosing and binding.
 const START_TRIES: usize = 5;
 
-/// A command that runs the server: `redis-server`, or what `REDIS_SERVER` names (`valkey-server`).
+/// The program that is the server: `redis-server`, or what `REDIS_SERVER` names (`valkey-server`).
 #[expect(clippy::disallowed_methods, reason = "an option of the tests, not of the product")]
+pub(crate) fn name() -> String {
+    let named = std::env::var("REDIS_SERVER").ok().filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| "redis-server".to_owned())
+}
+
+/// A command that runs the server.
 pub(crate) fn program() -> Command {
-    process::command(&std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned()))
+    process::command(&name())
 }
 
 /// Where a server listens.
