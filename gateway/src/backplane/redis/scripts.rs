@@ -26,6 +26,8 @@ const SALT_TTL_SECONDS: u32 = 48 * 3600;
 const TRIM_VISITORS_MAX: u32 = 1000;
 /// Notes of publishers that are kept without asking whether they still live.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
+/// Digits of a theme's count: what is below 2^53 and stays it when one is added.
+const THEME_COUNT_DIGITS_MAX: u32 = 15;
 /// How long the number of a process's newest statement about sockets is kept: what it sent before on a connection that
 /// broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
 const TOLD_KEPT_MS: u32 = 3_600_000;
@@ -61,6 +63,7 @@ fn constants() -> String {
         ("SALT_TTL_SECONDS", u64::from(SALT_TTL_SECONDS)),
         ("SCHEMA_VERSION", u64::from(SCHEMA_VERSION)),
         ("STREAM_ENTRIES_MAX", STREAM_ENTRIES_MAX as u64),
+        ("THEME_COUNT_DIGITS_MAX", u64::from(THEME_COUNT_DIGITS_MAX)),
         ("THEMES_MAX", THEMES_MAX as u64),
         ("TOLD_KEPT_MS", u64::from(TOLD_KEPT_MS)),
         ("TRIM_VISITORS_MAX", u64::from(TRIM_VISITORS_MAX)),

@@ -352,6 +352,34 @@ async fn a_key_with_a_wrong_value_is_told_and_left_alone() {
     }
 }
 
+/// `HINCRBY` takes less for a number than Lua does, and what stands before it in a request would be there already.
+#[tokio::test]
+async fn a_count_that_cannot_be_added_to_leaves_no_half_of_a_publish() {
+    let mut planted = Planted::new().await;
+    let theme = Name::parse("theme", Some("backend")).expect("a name");
+    let mut publish = page(node(1), 1);
+    publish.items.push(Publication::Event(Event::ThemeChange { theme }));
+    let largest = i64::MAX.to_string();
+    for count in
+        ["1.5", "1e3", "0x10", " 1", "1 ", "+1", "-1", "007", "", "inf", "nan", &largest, "99999999999999999999"]
+    {
+        planted.call("HSET", "themes", &["backend", count]).await;
+        // A repeat may not add to it either.
+        for _ in 0..2 {
+            let reply = planted.backplane.publish(&publish).await;
+            assert_eq!(reply, Err(BackplaneError::Corrupt("key themes: not a hash of counts")), "{count:?}");
+            assert_eq!(planted.call("XLEN", "events", &[]).await.number(), 0, "{count:?}");
+        }
+        assert_eq!(planted.call("HGET", "themes", &["backend"]).await.text(), count, "left alone");
+    }
+    for (count, next) in [("0", "1"), ("9", "10"), ("999999999999998", "999999999999999")] {
+        planted.call("HSET", "themes", &["backend", count]).await;
+        publish.number += 1;
+        assert!(planted.backplane.publish(&publish).await.is_ok(), "{count}");
+        assert_eq!(planted.call("HGET", "themes", &["backend"]).await.text(), next);
+    }
+}
+
 #[tokio::test]
 async fn the_schema_may_differ_by_one() {
     let mut planted = Planted::new().await;

@@ -77,10 +77,12 @@ local function read_themes()
   counts = {}
   local flat = redis.call('HGETALL', themes)
   for i = 1, #flat, 2 do
-    local count = tonumber(flat[i + 1])
-    if not count then
+    -- What HINCRBY adds to, whatever else Lua takes for a number; and exact in Lua's numbers.
+    local digits = string.match(flat[i + 1], '^[1-9]%d*$') or string.match(flat[i + 1], '^0$')
+    if not digits or #digits > THEME_COUNT_DIGITS_MAX then
       corrupt('themes')
     end
+    local count = tonumber(digits)
     counts[flat[i]] = count
     views = views + count
     if flat[i] ~= OTHER_THEME then
