@@ -37,7 +37,7 @@ impl RedisBackplane {
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
-        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
+        let keys = vec![self.keys.nodes(), self.keys.touched()];
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 

@@ -24,7 +24,7 @@ const CORRUPT: [(&str, &str); 12] = [
     ("themes", "key themes: not a hash of counts"),
     ("salt", "key salt: not a salt"),
     ("ip", "key ip: not a hash of counts"),
-    ("published", "key published: not a hash of numbers and ids"),
+    ("published", "key published: not a hash of numbers, times and ids"),
     ("schema", "key schema: not a version"),
 ];
 
