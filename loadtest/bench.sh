@@ -24,13 +24,7 @@ dir=$(mktemp -d)
 redis_pid='' gateway_pid=''
 
 # shellcheck disable=SC2329 # the trap calls it
-finish() {
-    if [ -n "$gateway_pid" ]; then
-        kill "$gateway_pid" 2> /dev/null && wait "$gateway_pid" || true
-    fi
-    [ -z "$redis_pid" ] || kill "$redis_pid" 2> /dev/null || true
-    rm -rf "$dir"
-}
+finish() { end_rig "$dir" ${gateway_pid:+"$gateway_pid"}; }
 trap finish EXIT
 trap 'exit 130' INT TERM
 

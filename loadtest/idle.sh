@@ -18,14 +18,7 @@ declare -A gateway loadtest empty public internal
 code=0
 
 # shellcheck disable=SC2329 # the trap calls it
-finish() {
-    kill "${loadtest[@]}" "${gateway[@]}" 2> /dev/null || true
-    for pid in "${gateway[@]}"; do
-        wait "$pid" 2> /dev/null || true
-    done
-    [ -z "${redis_pid:-}" ] || kill "$redis_pid" 2> /dev/null || true
-    rm -rf "$dir"
-}
+finish() { end_rig "$dir" "${loadtest[@]}" "${gateway[@]}"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
 

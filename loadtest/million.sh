@@ -19,17 +19,9 @@ dir=$(mktemp -d)
 redis_pid=''
 gateway_pids=() loadtest_pid=''
 
+# The load tester's processes end with it: its end of their pipes is their lease on life.
 # shellcheck disable=SC2329 # the trap calls it
-finish() {
-    # Its processes end with it: its end of their pipes is their lease on life.
-    [ -z "$loadtest_pid" ] || kill "$loadtest_pid" 2> /dev/null || true
-    [ ${#gateway_pids[@]} = 0 ] || kill "${gateway_pids[@]}" 2> /dev/null || true
-    for pid in "${gateway_pids[@]}"; do
-        wait "$pid" 2> /dev/null || true
-    done
-    [ -z "$redis_pid" ] || kill "$redis_pid" 2> /dev/null || true
-    rm -rf "$dir"
-}
+finish() { end_rig "$dir" ${loadtest_pid:+"$loadtest_pid"} "${gateway_pids[@]}"; }
 trap finish EXIT
 trap 'exit 130' INT TERM
 

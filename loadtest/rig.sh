@@ -38,3 +38,15 @@ await_gateway() {
     echo "the gateway at $2 did not become ready" >&2
     exit 2
 }
+
+# end_rig DIR [PID…]: ends these, in this order, then Redis; waits for them; removes DIR.
+end_rig() {
+    local dir=$1 pid
+    shift
+    [ $# = 0 ] || kill "$@" 2> /dev/null || true
+    for pid in "$@"; do
+        wait "$pid" 2> /dev/null || true
+    done
+    [ -z "${redis_pid:-}" ] || kill "$redis_pid" 2> /dev/null || true
+    rm -rf "$dir"
+}

@@ -88,7 +88,7 @@ pub struct HttpSettings {
     pub pending_max: usize,
     /// The most of them and the sockets together: what there are descriptors for.
     pub connections_max: usize,
-    /// The most of those from one peer; trusted proxies have no such limit.
+    /// The most of those from one peer, or of one client that a PROXY header names; trusted proxies have no such limit.
     pub pending_per_peer_max: usize,
     /// How long a PROXY header, a request's head, and the pause between two requests may take.
     pub head_time_max: Duration,
@@ -238,13 +238,18 @@ async fn public_connection(
     server: Arc<Server>,
     mut stream: TcpStream,
     peer: IpAddr,
-    pass: Pass,
+    mut pass: Pass,
 ) -> Result<(), Connect> {
     let settings = &server.public.settings;
     let client = match settings.proxy_protocol {
         ProxyProtocol::Off => Client::Behind(peer),
         ProxyProtocol::On => match read_proxy_header(&server, &mut stream, peer).await? {
-            Some(client) => Client::Known(client),
+            Some(client) => {
+                if !server.trusted.contains(client) {
+                    pass.charge(client)?;
+                }
+                Client::Known(client)
+            }
             None => return Ok(()),
         },
     };
@@ -323,7 +328,7 @@ async fn route(
     mut request: Request<Incoming>,
 ) -> Answer {
     let path = request.uri().path();
-    if path == "/ws/analytics" {
+    if path == upgrade::PATH {
         let client = client.of(&server.trusted, &request);
         return match upgrade::handle(server, &mut request, client).await {
             Ok((answer, upgrade)) => {

@@ -5,9 +5,9 @@
 //! | [`conn`] | one socket: written to directly, from any thread |
 //! | `outbox` | what waits for a slow reader, and what it loses when too much waits |
 //! | `task`, `reader`, `linger` | a socket's task: asleep until bytes arrive; then a reader for as long as they do |
-//! | [`broadcast`] | the thread that writes every message to every socket |
+//! | [`broadcast`], `forms`, `pace` | the thread that writes every message to every socket |
 //! | [`ring`], `replay`, [`past`] | what the stream brought lately, and how a returning client gets the rest of it |
-//! | [`sweep`] | the thread that pings and enforces deadlines |
+//! | [`sweep`], `pulse` | the thread that pings and enforces deadlines; what those are |
 //! | `viewer` | what a client's message leads to, by the rules of [`crate::session`] |
 //!
 //! A socket at rest costs an `Arc` of 160 bytes, a sleeping task, and a slot in a map. It has no buffer, no queue and
@@ -28,11 +28,14 @@ pub mod broadcast;
 mod catch_up;
 pub mod conn;
 mod core;
+mod forms;
 mod frame;
 mod linger;
 mod outbox;
+mod pace;
 mod parcel;
 pub mod past;
+mod pulse;
 mod reader;
 mod replay;
 pub mod ring;
@@ -63,7 +66,7 @@ use self::conn::Conn;
 use self::core::Core;
 use self::outbox::Content;
 use self::parcel::Parcel;
-use self::sweep::{Limits, Pulse};
+use self::pulse::{Limits, Pulse};
 use self::task::SocketTask;
 use self::viewer::Viewer;
 use crate::backplane::AddressHash;
@@ -101,6 +104,8 @@ pub struct HubSettings {
     pub socket_send_buffer_bytes: usize,
     /// Threads that may share a broadcast pass.
     pub writers_max: usize,
+    /// From snapshot to snapshot, as far as is known here: pings that would fall due before the next ride with one.
+    pub snapshot_interval: Duration,
     /// Least time between the beginnings of two broadcast passes.
     pub flush_interval: Duration,
     /// Age at which a socket is asked to come back, give or take a tenth.
@@ -125,6 +130,7 @@ impl Default for HubSettings {
             socket_send_buffer_bytes: 32 * 1024,
             // The other half of the cores reads, and serves handshakes.
             writers_max: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 8)),
+            snapshot_interval: Duration::from_secs(5),
             flush_interval: Duration::ZERO,
             max_age: None,
             replay_bytes_max: 4 * 1024 * 1024,

@@ -159,6 +159,11 @@ impl Auditor {
         self.excused = true;
     }
 
+    /// Whether no event came since the server announced that some are missing, or the client came again.
+    pub(crate) fn is_excused(&self) -> bool {
+        self.excused
+    }
+
     /// How many pings and how many new numbers came, at most 255 of each.
     pub(crate) fn heard(&self) -> (u8, u8) {
         (self.pings, self.updates)

@@ -384,10 +384,14 @@ impl Swarm {
         self.serve_until(Instant::now() + RETURN_WITHIN, |swarm| swarm.shared.awaited == 0)
     }
 
-    /// How many open sockets that listen to events have not got the last one.
+    /// How many open sockets that listen to events have not got the last one. Where clients come and go, one that has
+    /// got none since it came may have come after the last.
     fn behind(&self, last: Option<u64>) -> u32 {
+        let may_have_missed = |auditor: &Auditor| self.job.lives.is_some() && auditor.is_excused();
         let behind = |socket: &&Socket| {
-            socket.reader == Reader::Prompt && socket.auditor.last().is_some_and(|seen| Some(seen) < last)
+            socket.reader == Reader::Prompt
+                && socket.auditor.last().is_some_and(|seen| Some(seen) < last)
+                && !may_have_missed(&socket.auditor)
         };
         u32::try_from(self.sockets.iter().flatten().filter(behind).count()).unwrap_or(u32::MAX)
     }

@@ -36,6 +36,7 @@ pub(super) fn hub(config: &Config) -> HubSettings {
         pong_timeout: config.pong_timeout,
         messages_per_second: config.client_messages_per_second,
         message_burst: config.client_message_burst,
+        snapshot_interval: config.tick_interval,
         flush_interval: config.flush_interval,
         max_age: config.connection_max_age,
         replay_bytes_max: config.replay_bytes,

@@ -101,7 +101,7 @@ pub struct Args {
     /// Time for which a visitor counts after it was last seen
     #[arg(long, env = "GATEWAY_VISITOR_WINDOW", default_value = "5m", help_heading = "Times")]
     pub(super) visitor_window: String,
-    /// Least time between two broadcasts, to gather events of a flood into fewer writes; 0: gather only what queues up by itself
+    /// Least time between two broadcasts, to gather events of a flood into fewer writes; 0: as long as pays by itself
     #[arg(long, env = "GATEWAY_FLUSH_INTERVAL", default_value = "0", help_heading = "Times")]
     pub(super) flush_interval: String,
     /// Age at which a socket is asked to reconnect (±10 %), so that a grown fleet gets its share; `off` for never

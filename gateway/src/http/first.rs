@@ -18,13 +18,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::connection::HEADERS_MAX;
+use super::upgrade::PATH;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Connect;
 
 /// Room for what is read first: a browser's request with some cookies. What is longer goes to hyper.
 const FIRST_BYTES: usize = 4096;
 /// What a request begins with that is worth parsing here.
-const BEGINNING: &[u8] = b"GET /ws/analytics";
+const BEGINNING: &[u8] = b"GET /ws/";
 
 /// What has come, in one read; none when the connection or the process ends instead.
 ///
@@ -47,7 +48,7 @@ pub(super) async fn read(
     Ok(read.ok().filter(|read| *read > 0).map(|_| buffer.freeze()))
 }
 
-/// The request that `bytes` begin with, if it is whole and looks like one for a WebSocket, and the bytes behind it.
+/// The request that `bytes` begin with, if it is whole and a GET of the endpoint, and the bytes behind it.
 pub(super) fn parse(bytes: &Bytes) -> Option<(Request<()>, Bytes)> {
     if !bytes.starts_with(BEGINNING) {
         return None;
@@ -64,6 +65,9 @@ pub(super) fn parse(bytes: &Bytes) -> Option<(Request<()>, Bytes)> {
     *request.method_mut() = Method::GET;
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(head.path?.as_bytes())).ok()?;
+    if request.uri().path() != PATH {
+        return None;
+    }
     let headers = request.headers_mut();
     headers.reserve(head.headers.len());
     for line in &*head.headers {
@@ -102,7 +106,11 @@ mod tests {
         }
         assert!(parsed(&REQUEST.replace("GET", "POST")).is_none());
         assert!(parsed(&REQUEST.replace("1.1", "1.0")).is_none());
-        assert!(parsed(&REQUEST.replace("/ws", "/wss")).is_none());
+        for elsewhere in
+            ["/ws/analyticsx?", "/ws/analytics/?", "/ws/analytics;a?", "/ws/%61nalytics?", "/wss/analytics?"]
+        {
+            assert!(parsed(&REQUEST.replace("/ws/analytics?", elsewhere)).is_none(), "{elsewhere}");
+        }
         assert!(parsed(&REQUEST.replace("Host:", "Ho st:")).is_none());
         assert!(parsed(&REQUEST.replace("gateway", "gate\0way")).is_none());
         let crowded = "x: y\r\n".repeat(HEADERS_MAX);

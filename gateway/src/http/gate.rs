@@ -2,7 +2,8 @@
 //!
 //! Before it has upgraded, a connection costs 18 to 27 KB and has proved nothing. So these are capped in all, and per
 //! peer, so that one peer cannot take all the places. Trusted proxies carry everybody's connections and are exempt
-//! from the second cap. A connection that upgrades gives its place back and falls under admission instead.
+//! from the second cap; but where they say by a PROXY header whose a connection is, it counts as that client's
+//! ([`Pass::charge`]). A connection that upgrades gives its place back and falls under admission instead.
 //!
 //! Where all places are taken, the next connection waits to be accepted ([`Gate::room`]), in the kernel's queue: when
 //! ten thousand clients of a dead node come at once, places come free by the hundred each millisecond, and whoever were
@@ -55,6 +56,19 @@ pub(super) enum Peer {
     Exempt,
 }
 
+impl Open {
+    /// Counts one more of `ip`; gives the address under which it counts.
+    fn charge(&mut self, ip: IpAddr, max: usize) -> Result<IpAddr, Connect> {
+        let peer = counted(ip);
+        let of_peer = self.per_peer.get(&peer).copied().unwrap_or_default();
+        if of_peer >= max {
+            return Err(Connect::TooManyOfPeer);
+        }
+        self.per_peer.insert(peer, of_peer + 1);
+        Ok(peer)
+    }
+}
+
 impl Gate {
     pub(super) fn new(max: usize, max_per_peer: usize) -> Arc<Self> {
         Arc::new(Self { max, max_per_peer, open: Mutex::default(), freed: Notify::new() })
@@ -89,16 +103,9 @@ impl Gate {
             return Err(Connect::TooMany);
         }
         let peer = match peer {
-            Peer::Anybody(ip) => Some(counted(ip)),
+            Peer::Anybody(ip) => Some(open.charge(ip, self.max_per_peer)?),
             Peer::Exempt => None,
         };
-        if let Some(peer) = peer {
-            let of_peer = open.per_peer.get(&peer).copied().unwrap_or_default();
-            if of_peer >= self.max_per_peer {
-                return Err(Connect::TooManyOfPeer);
-            }
-            open.per_peer.insert(peer, of_peer + 1);
-        }
         open.total += 1;
         drop(open);
         Ok(Pass { gate: Arc::clone(self), peer })
@@ -110,6 +117,17 @@ impl Gate {
 pub(super) struct Pass {
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
+}
+
+impl Pass {
+    /// The connection of a trusted proxy turned out to be this client's.
+    // Inv. BOUND: behind a balancer that passes bytes on, one client cannot take all the places either.
+    pub(super) fn charge(&mut self, client: IpAddr) -> Result<(), Connect> {
+        if self.peer.is_none() {
+            self.peer = Some(self.gate.open.lock().charge(client, self.gate.max_per_peer)?);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Pass {
@@ -201,5 +219,20 @@ mod tests {
         let passes: Vec<_> = (0..10).map(|_| gate.enter(Peer::Exempt, ROOM)).collect();
         assert!(passes.iter().all(Result::is_ok));
         assert_eq!(gate.enter(Peer::Exempt, ROOM).unwrap_err(), Connect::TooMany);
+    }
+
+    // Inv. BOUND
+    #[test]
+    fn what_a_proxy_brings_counts_for_whom_it_names() {
+        let gate = Gate::new(10, 1);
+        let [mut one, mut two, other] = [(); 3].map(|()| gate.enter(Peer::Exempt, ROOM).expect("room"));
+        let client = "192.0.2.1".parse().expect("an address");
+        assert_eq!(one.charge(client), Ok(()));
+        assert_eq!(two.charge(client), Err(Connect::TooManyOfPeer));
+        assert_eq!(gate.enter(peer("192.0.2.1"), ROOM).unwrap_err(), Connect::TooManyOfPeer);
+        drop(one);
+        assert_eq!(two.charge(client), Ok(()));
+        drop((two, other));
+        assert!(gate.open.lock().total == 0 && gate.open.lock().per_peer.is_empty());
     }
 }

@@ -19,6 +19,7 @@ use crate::hub::{HubSettings, State};
 use crate::metrics::{Direction, Handshake, Ingest, IngestRefused, Page};
 use crate::vitals::Vitals;
 
+mod first;
 mod listener;
 mod post;
 

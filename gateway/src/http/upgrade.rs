@@ -48,6 +48,8 @@ use crate::lifecycle::Phase;
 use crate::metrics::{Handshake, Metrics};
 use crate::telemetry::TRACE_TARGET;
 
+/// Where WebSockets are.
+pub(super) const PATH: &str = "/ws/analytics";
 /// What the key is answered with is hashed with this (RFC 6455 section 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 

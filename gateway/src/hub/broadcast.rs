@@ -4,10 +4,10 @@
 //! would starve whatever shares a worker with it.
 //!
 //! Its cost is nearly all kernel, and nearly all per write. So messages that queue up while a pass is running go out
-//! together in the next one, as ONE write per socket: the more there is to do, the cheaper each message gets, without
-//! any timer that would delay a lone one. (A site whose events never pause may set a flush interval: passes then begin
-//! at least that far apart.) Each form that sockets asked for (which kinds, with or without ids) is
-//! encoded once per pass, when the first socket of that form comes along.
+//! together in the next one, as ONE write per socket: the more there is to do, the cheaper each message gets. A lone one
+//! is never delayed; where messages come faster than passes, a short rest after each gathers more of them for the next
+//! (`hub/pace.rs`). Each form that sockets asked for is encoded once per pass (`hub/forms.rs`), when the first socket of
+//! that form comes along. Pings ride with snapshots (`hub/pulse.rs`).
 //!
 //! On machines with cores to spare a pass is shared out: each of a few threads writes to a part of the sockets, and the
 //! pass ends when all are done. The threads are started for the pass, which costs less than a hundredth of what they
@@ -19,22 +19,23 @@
 //! - Inv. BOUND: the queue is bounded in messages, a pass in messages and bytes; a full queue makes the sender wait.
 //! - Inv. ISOLATION: a socket that takes nothing costs a pass no more than one that does.
 
-use std::borrow::Cow;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::ids::EventId;
-use shared::message::{MessageKind, MessageKinds, with_id};
+use shared::message::MessageKind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::core::Brought;
-use super::outbox::Content;
-use super::parcel::Parcel;
+use super::forms::{Forms, Pass};
+use super::pace::{Pace, Passed};
+use super::pulse::Ride;
 use super::ring::Item;
-use super::{Hub, Ids, State};
+use super::{Hub, State};
+use crate::clock::Clock;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Direction;
 use crate::supervise::{self, Panicked};
@@ -143,8 +144,7 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
     supervise::thread("broadcaster", move || {
         let mut sockets = Vec::new();
         let mut batch = Batch::default();
-        // The next pass begins no earlier; in the past unless a flush interval is configured.
-        let mut earliest = Instant::now();
+        let mut pace = Pace::new(hub.core.settings.flush_interval, Instant::now());
         loop {
             hub.vitals.moved(Loop::Broadcaster);
             match runtime.block_on(wait(&mut queue, &lifecycle)) {
@@ -152,9 +152,10 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
                 Woken::Idle => continue,
                 Woken::Stop => return,
             }
-            runtime.block_on(batch.gather(&mut queue, earliest, &lifecycle));
-            earliest = Instant::now() + hub.core.settings.flush_interval;
+            runtime.block_on(batch.gather(&mut queue, &pace, &lifecycle));
+            let (messages, began) = (batch.messages.len(), Instant::now());
             pass(&hub, &mut batch, &mut sockets);
+            pace.passed(Passed { messages, left: queue.len(), began, ended: Instant::now() });
         }
     })
     .await
@@ -188,19 +189,24 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Takes what waits in the queue, and what comes until `earliest`, as far as one pass goes. A full pass goes at
-    /// once: waiting would only fill the queue behind it.
-    async fn gather(&mut self, queue: &mut mpsc::Receiver<Queued>, earliest: Instant, lifecycle: &Lifecycle) {
+    /// Takes what waits in the queue, and what comes until the pass may begin, as far as one pass goes. A full pass
+    /// goes at once: waiting would only fill the queue behind it.
+    async fn gather(&mut self, queue: &mut mpsc::Receiver<Queued>, pace: &Pace, lifecycle: &Lifecycle) {
         while self.messages.len().max(self.items.len()) < PASS_MESSAGES_MAX && self.bytes < PASS_BYTES_MAX {
             let next = match queue.try_recv() {
                 Ok(next) => Some(next),
-                Err(_) if earliest <= Instant::now() => None,
-                Err(_) => tokio::select! {
-                    biased;
-                    () = lifecycle.reached(Phase::Stopped) => None,
-                    next = queue.recv() => next,
-                    () = tokio::time::sleep_until(earliest) => None,
-                },
+                Err(_) => {
+                    let earliest = pace.earliest(self.messages.len());
+                    if earliest <= Instant::now() {
+                        return;
+                    }
+                    tokio::select! {
+                        biased;
+                        () = lifecycle.reached(Phase::Stopped) => None,
+                        next = queue.recv() => next,
+                        () = tokio::time::sleep_until(earliest) => None,
+                    }
+                }
             };
             let Some(next) = next else { return };
             self.push(next);
@@ -237,7 +243,7 @@ pub(super) fn pass(hub: &Hub, batch: &mut Batch, sockets: &mut Vec<Arc<Conn>>) {
     let (items, read_to_end) = (std::mem::take(&mut batch.items), batch.read_to_end);
     let (number, id_before) = core.begin_pass(Brought { state, last_id, items, read_to_end });
     if !messages.is_empty() {
-        visit(hub, messages, sockets, (number, id_before));
+        visit(hub, &Pass { messages, number, id_before, ride: ride(hub, messages), wall: Clock::wall() }, sockets);
     }
     if core.has_waiting() {
         hub.for_each(|conn| conn.wake_waiting());
@@ -245,10 +251,18 @@ pub(super) fn pass(hub: &Hub, batch: &mut Batch, sockets: &mut Vec<Arc<Conn>>) {
     batch.clear();
 }
 
-fn visit(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn>>, (number, id_before): (u64, Option<EventId>)) {
+/// Whether pings may leave with this pass: it must bring a snapshot.
+fn ride(hub: &Hub, messages: &[Broadcast]) -> Option<Ride> {
+    let (core, settings) = (&hub.core, &hub.core.settings);
+    let brings = messages.iter().any(|message| message.kind == MessageKind::RealtimeUpdate);
+    let now = core.last_sweep.moment(hub.clock.now_ms());
+    Ride::new(now, settings.snapshot_interval, settings.limits()).filter(|_| brings)
+}
+
+fn visit(hub: &Hub, pass: &Pass<'_>, sockets: &mut Vec<Arc<Conn>>) {
     let core = &hub.core;
     hub.snapshot(sockets);
-    let write = |sockets: &[Arc<Conn>]| write(hub, messages, sockets, (number, id_before));
+    let write = |sockets: &[Arc<Conn>]| write(hub, pass, sockets);
     let share = sockets.len().div_ceil(core.settings.writers_max.max(1)).max(SOCKETS_PER_WRITER_MIN);
     let mut shares = sockets.chunks(share);
     let first = shares.next().unwrap_or_default();
@@ -264,58 +278,17 @@ fn visit(hub: &Hub, messages: &[Broadcast], sockets: &mut Vec<Arc<Conn>>, (numbe
 }
 
 /// Writes what the pass brings to some of the sockets; returns how many messages were written at once.
-fn write(hub: &Hub, messages: &[Broadcast], sockets: &[Arc<Conn>], (number, id_before): (u64, Option<EventId>)) -> u64 {
+fn write(hub: &Hub, pass: &Pass<'_>, sockets: &[Arc<Conn>]) -> u64 {
     let core = &hub.core;
-    let mut forms = Forms { messages, made: Vec::new() };
+    let mut forms = Forms::new(pass);
     let mut sent = 0;
     for conn in sockets {
-        let parcel = forms.of(conn.wants());
-        if parcel.marks.is_empty() {
-            continue;
-        }
-        sent += conn.send_pass(core, number, parcel, id_before);
+        sent += conn.send_pass(core, &mut forms);
         if core.is_overloaded() {
             hub.shed();
         }
     }
     sent
-}
-
-/// The forms in which sockets want the messages of a pass; each is made when it is first asked for. There are few: the
-/// sets of four kinds, with and without ids.
-struct Forms<'a> {
-    messages: &'a [Broadcast],
-    made: Vec<((MessageKinds, Ids), Parcel)>,
-}
-
-impl Forms<'_> {
-    fn of(&mut self, form: (MessageKinds, Ids)) -> &Parcel {
-        let index = match self.made.iter().position(|(made, _)| *made == form) {
-            Some(index) => index,
-            None => {
-                self.made.push((form, self.encode(form)));
-                self.made.len() - 1
-            }
-        };
-        &self.made[index].1
-    }
-
-    fn encode(&self, (kinds, ids): (MessageKinds, Ids)) -> Parcel {
-        // Inv. WIRE: clients without ids do not know gaps.
-        let known = |kind| kinds.contains(kind) && (kind != MessageKind::Gap || ids == Ids::With);
-        let wanted = self.messages.iter().filter(|message| known(message.kind));
-        Parcel::of_texts(wanted.map(|message| {
-            let text = match (ids, message.id) {
-                (Ids::With, Some(id)) => Cow::Owned(with_id(&message.text, id)),
-                _ => Cow::Borrowed(message.text.as_str()),
-            };
-            let content = match message.kind {
-                MessageKind::RealtimeUpdate => Content::State(message.id),
-                _ => Content::Event(message.id),
-            };
-            (text, content)
-        }))
-    }
 }
 
 #[cfg(test)]
@@ -326,42 +299,68 @@ mod tests {
         Broadcast { kind: MessageKind::NewEvent, text: format!("{number}"), id: None, state: None }
     }
 
-    async fn gathered(queued: usize, earliest: Instant) -> usize {
+    async fn gathered(queued: usize, pace: Pace) -> usize {
         let (sender, mut receiver) = channel();
         for number in 0..queued {
             sender.send(event(number)).await.expect("the receiver lives");
         }
         let mut batch = Batch::default();
-        batch.gather(&mut receiver.0, earliest, &Lifecycle::default()).await;
+        batch.gather(&mut receiver.0, &pace, &Lifecycle::default()).await;
         batch.messages.len()
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_an_interval_a_pass_takes_what_waits_and_goes() {
         let begin = Instant::now();
-        assert_eq!(gathered(0, begin).await, 0);
-        assert_eq!(gathered(3, begin).await, 3);
+        let pace = Pace::new(Duration::ZERO, begin);
+        assert_eq!(gathered(0, pace).await, 0);
+        assert_eq!(gathered(3, pace).await, 3);
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn with_an_interval_a_pass_waits_for_more_unless_it_is_full() {
         let begin = Instant::now();
-        assert_eq!(gathered(3, begin + Duration::from_millis(200)).await, 3);
+        let mut pace = Pace::new(Duration::from_millis(200), begin);
+        pace.passed(Passed { messages: 1, left: 0, began: begin, ended: begin });
+        assert_eq!(gathered(3, pace).await, 3);
         assert_eq!(begin.elapsed(), Duration::from_millis(200));
         // Inv. BOUND: what is more than a pass is left for the next one.
         let begin = Instant::now();
-        assert_eq!(gathered(PASS_MESSAGES_MAX + 7, begin + Duration::from_secs(1)).await, PASS_MESSAGES_MAX);
+        pace.passed(Passed { messages: 1, left: 0, began: begin, ended: begin });
+        assert_eq!(gathered(PASS_MESSAGES_MAX + 7, pace).await, PASS_MESSAGES_MAX);
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 
-    // Inv. WIRE: a client that did not ask for ids knows no gap.
-    #[test]
-    fn gaps_go_to_clients_with_ids_alone() {
-        let gap = Broadcast { kind: MessageKind::Gap, text: "{}".to_owned(), id: None, state: None };
-        let messages = [event(1), gap, event(2)];
-        let mut forms = Forms { messages: &messages, made: Vec::new() };
-        let mut count = |ids| forms.of((MessageKinds::ALL, ids)).marks.len();
-        assert_eq!((count(Ids::Without), count(Ids::With)), (2, 3));
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "ends with the test")]
+    async fn a_rest_gathers_what_comes_and_ends_when_that_is_enough() {
+        let (sender, mut receiver) = channel();
+        let begin = Instant::now();
+        let mut pace = Pace::new(Duration::ZERO, begin);
+        let pass_after = async |pace: &Pace, receiver: &mut BroadcastReceiver| {
+            let mut batch = Batch::default();
+            batch.gather(&mut receiver.0, pace, &Lifecycle::default()).await;
+            (batch.messages.len(), begin.elapsed().as_millis())
+        };
+        // One message each 3 ms, for as long as it takes.
+        let events = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval_at(begin + Duration::from_millis(1), Duration::from_millis(3));
+            for number in 0.. {
+                ticks.tick().await;
+                if sender.send(event(number)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        // The last pass took 40 ms and is just over: a rest of 20 ms, in which come seven.
+        let passed = |began, ended| Passed { messages: 2, left: 1, began, ended };
+        pace.passed(passed(begin - Duration::from_millis(40), begin));
+        assert_eq!(pass_after(&pace, &mut receiver).await, (7, 20));
+        // It took a second: sixteen come before the longest rest is over.
+        pace.passed(passed(begin - Duration::from_secs(1), Instant::now()));
+        assert_eq!(pass_after(&pace, &mut receiver).await, (16, 67));
+        drop(receiver);
+        events.await.expect("ends");
     }
 }

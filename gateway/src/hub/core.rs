@@ -1,7 +1,7 @@
 //! What every socket needs of its hub: limits, the newest state, the memory that outboxes share, the sweep's time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use shared::ids::EventId;
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::outbox::{Loss, Resync};
 use super::replay::Waiting;
 use super::ring::{Item, Ring};
-use super::sweep::SweepTime;
+use super::sweep::{LastSweep, SweepTime};
 use super::{HubSettings, Ids, State, frame};
 use crate::metrics::Metrics;
 
@@ -61,7 +61,7 @@ pub(super) struct Core {
     /// Somebody wants more of the past than the ring has.
     pub(super) past_asked: Notify,
     outbox_bytes: AtomicUsize,
-    sweep_time: AtomicU32,
+    pub(super) last_sweep: LastSweep,
 }
 
 impl Core {
@@ -75,7 +75,7 @@ impl Core {
             end_asked: AtomicU64::new(0),
             past_asked: Notify::new(),
             outbox_bytes: AtomicUsize::new(0),
-            sweep_time: AtomicU32::new(SweepTime::START.to_bits()),
+            last_sweep: LastSweep::default(),
         }
     }
 
@@ -162,7 +162,10 @@ impl Core {
     }
 
     fn start(&self, ids: Ids, id_of_init: impl FnOnce(State) -> Option<EventId>) -> Resync {
-        let published = self.published();
+        let (published, end) = {
+            let stage = self.stage();
+            (stage.published, stage.ring.end_of_gap())
+        };
         let init = published.state.map(|state| {
             let text = encode_init(state.snapshot, state.freshness);
             match id_of_init(state) {
@@ -174,6 +177,7 @@ impl Core {
             init,
             state: published.state,
             last_id: published.last_id,
+            end,
             sequence: published.sequence,
             announces: ids == Ids::With,
         }
@@ -210,10 +214,6 @@ impl Core {
 
     /// When the last sweep was.
     pub(super) fn sweep_time(&self) -> SweepTime {
-        SweepTime::from_bits(self.sweep_time.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn set_sweep_time(&self, time: SweepTime) {
-        self.sweep_time.store(time.to_bits(), Ordering::Relaxed);
+        self.last_sweep.time()
     }
 }

@@ -81,11 +81,10 @@ impl Entry {
     }
 }
 
-/// Since the overflow: what the reader misses.
+/// The reader misses what came after this.
 #[derive(Debug, Clone, Copy)]
 struct Missed {
     from: Option<EventId>,
-    to: Option<EventId>,
 }
 
 /// What an overflow, or a message that came after it, cost the reader.
@@ -113,6 +112,8 @@ pub(super) struct Resync {
     pub(super) state: Option<State>,
     /// The id of the last message that passes up to `sequence` carried.
     pub(super) last_id: Option<EventId>,
+    /// Where a gap up to now ends. None when nothing is known before what comes next.
+    pub(super) end: Option<EventId>,
     /// The last pass whose messages the state stands for.
     pub(super) sequence: u64,
     /// Whether the reader is told of gaps.
@@ -196,9 +197,6 @@ impl Outbox {
             loss.events = self.discard();
         }
         loss.events += u64::from(matches!(content, Content::Event(_)));
-        if let Some(missed) = &mut self.missed {
-            missed.to = content.id().or(missed.to);
-        }
         loss
     }
 
@@ -207,7 +205,7 @@ impl Outbox {
     pub(super) fn discard(&mut self) -> u64 {
         // The half-written frame will arrive: then that is the last thing that the reader has.
         let half = if self.front_is_half { self.queue.pop_front() } else { None };
-        let mut missed = Missed { from: half.as_ref().and_then(|half| half.content.id()).or(self.before), to: None };
+        let mut missed = Missed { from: half.as_ref().and_then(|half| half.content.id()).or(self.before) };
         let mut events = 0;
         self.queue.retain(|entry| {
             match entry.content {
@@ -217,7 +215,6 @@ impl Outbox {
                 Content::State(_) => {}
                 Content::Ping | Content::Pong | Content::Close => return true,
             }
-            missed.to = entry.content.id().or(missed.to);
             false
         });
         if let Some(half) = half {
@@ -270,11 +267,12 @@ impl Outbox {
     }
 
     /// Puts `init` and, for a reader with ids, `gap` before all else; says how many entries that made.
-    // Inv. GAP: the passes up to `sequence` are skipped for this socket from now on, so the gap ends with their last id.
+    // Inv. GAP: the passes up to `sequence` are skipped for this socket from now on, so the gap ends where they do; a gap
+    // of the stream that is among them has no id, and is not hidden by that.
     fn insert_resync(&mut self, missed: Missed, resync: Resync) -> (u64, usize) {
         let before = self.queue.len();
         if resync.announces {
-            let gap = encode_gap(missed.from, resync.last_id.or(missed.to));
+            let gap = encode_gap(missed.from, resync.end);
             self.push_front(Entry {
                 bytes: frame::encode(OpCode::Text, gap.as_bytes()),
                 content: Content::Gap(missed.from),

@@ -44,6 +44,13 @@ impl Parcel {
         Self { bytes: buffer.into(), marks: marks.into(), messages }
     }
 
+    /// The same with one more frame behind.
+    pub(super) fn followed_by(&self, frame: &[u8], content: Content) -> Self {
+        let bytes: Bytes = [&self.bytes[..], frame].concat().into();
+        let marks = self.marks.iter().copied().chain([Mark { end: bytes.len(), content }]).collect();
+        Self { bytes, marks, messages: self.messages + u64::from(content.is_message()) }
+    }
+
     /// What is left of the frame that is out in part when `written` bytes are.
     pub(super) fn half_at(&self, written: usize) -> Option<(Bytes, Content)> {
         let mut start = 0;

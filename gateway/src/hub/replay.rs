@@ -185,7 +185,7 @@ impl Replay {
 
     fn start(&self, ring: &Ring, published: &Published) -> Start {
         let at = |next, gap_to, outcome| Start::At { next, gap_to, outcome: Some(outcome) };
-        let up_to_now = |outcome| at(ring.end(), Some(ring.newest()), outcome);
+        let up_to_now = |outcome| at(ring.end(), Some(ring.end_of_gap()), outcome);
         let (end, fetches) = match &self.stage {
             Stage::Reading(next) if *next >= ring.first() => {
                 return Start::At { next: *next, gap_to: None, outcome: None };

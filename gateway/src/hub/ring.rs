@@ -148,6 +148,12 @@ impl Ring {
         self.items.iter().rev().find_map(Item::id).or(self.floor)
     }
 
+    /// Where a gap up to now ends. None: right before whatever comes next.
+    // Inv. GAP: where the stream itself has a hole at its end, a gap that ended at the entry before it would hide it.
+    pub(super) fn end_of_gap(&self) -> Option<EventId> {
+        self.items.back().map_or(self.floor, Item::id)
+    }
+
     /// The floor, if there may be more before it.
     pub(super) fn extensible(&self) -> Option<EventId> {
         self.floor.filter(|_| self.extensible)

@@ -1,5 +1,6 @@
 //! The hub over real loopback sockets. Nothing sleeps: each wait is for an event, with a deadline that fails the test.
 
+mod heartbeat;
 mod joining;
 mod lifetime;
 mod reading;
@@ -20,10 +21,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::broadcast::{Batch, Broadcast};
+use super::sweep::{SweepTime, sweep};
 use super::{Handler, Hub, HubSettings, Ids, NewSocket, SocketPermit, State};
 use crate::clock::Clock;
 use crate::identity::VisitorDigest;
-use crate::metrics::Metrics;
+use crate::metrics::{Inbound, Metrics};
 use crate::vitals::Vitals;
 
 /// No event of these tests takes this long; a wait that does has failed.
@@ -128,6 +130,21 @@ impl Rig {
         assert_eq!(self.hub.len(), 0);
         assert_eq!(self.metrics.connections_active.value(), 0);
         assert_eq!(self.metrics.outbox_bytes.value(), 0, "bytes of ended sockets are still counted");
+    }
+
+    /// The sweep that many seconds after the start.
+    fn sweep_at(&self, second: u64) {
+        sweep(&self.hub, SweepTime::START.after(Duration::from_secs(second)), &mut Vec::new());
+    }
+
+    /// So many pongs have come.
+    async fn pongs(&self, count: u64) {
+        in_time("the pongs", async {
+            while self.metrics.inbound.value(Inbound::Pong) < count {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     fn pass(&self, messages: &[Broadcast]) {

@@ -18,6 +18,7 @@ mod election_cases;
 mod embedded;
 mod failures;
 mod garbage;
+mod handshake;
 mod hostile;
 mod ingest;
 mod lifecycle;

@@ -220,6 +220,21 @@ fn swarm_that_got(texts: &[&str]) -> Swarm {
     swarm
 }
 
+// A soak blamed the server for clients whose last life began when all events had been sent.
+#[test]
+fn who_came_again_after_the_last_event_is_not_behind() {
+    let mut swarm = swarm_that_got(&[INIT, &event(1), &event(2)]);
+    swarm.job.lives = Some((Duration::from_secs(1), Duration::from_secs(2)));
+    assert_eq!((swarm.behind(Some(2)), swarm.behind(Some(3))), (0, 1));
+    if let Some(socket) = swarm.sockets[0].as_mut() {
+        socket.auditor.away();
+    }
+    assert_eq!(swarm.behind(Some(3)), 0);
+    // All are there for good where nobody leaves: whoever was let in again gets what follows.
+    swarm.job.lives = None;
+    assert_eq!(swarm.behind(Some(3)), 1);
+}
+
 #[test]
 fn the_number_that_it_had_is_no_new_state() {
     let gaps = |texts: &[&str]| swarm_that_got(texts).shared.tally.state_gap.count();

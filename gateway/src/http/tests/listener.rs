@@ -229,6 +229,41 @@ async fn a_proxy_header_names_the_client_and_only_proxies_may_send_it() {
     rig.until("it is counted", |m| m.connects_failed.value(Connect::ProxyHeader) == 1).await;
 }
 
+// Inv. BOUND: one client behind a balancer that passes bytes on cannot take all the places.
+#[tokio::test]
+async fn connections_that_a_proxy_names_a_client_of_are_capped_by_the_client() {
+    let mut plan = Plan::default();
+    plan.http.pending_per_peer_max = 2;
+    plan.http.proxy_protocol = ProxyProtocol::On;
+    plan.http.trusted_proxies = vec!["127.0.0.1/32".parse().expect("a network")];
+    let rig = Rig::new(plan).await;
+    let header = |source: &str| format!("PROXY TCP4 {source} 203.0.113.7 35646 80\r\n");
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        let mut stream = rig.connect().await;
+        // The first answer shows that the header was read.
+        let request = header("198.51.100.1") + "GET /api/v1/stats HTTP/1.1\r\nHost: a\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        assert!(head(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        silent.push(stream);
+    }
+    dropped(&rig, &header("198.51.100.1")).await;
+    rig.until("it is counted", |m| m.connects_failed.value(Connect::TooManyOfPeer) == 1).await;
+    let ask = async |source: &str| {
+        let request = header(source) + "GET /api/v1/stats HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        rig.ask(&request).await
+    };
+    assert!(ask("198.51.100.2").await.starts_with("HTTP/1.1 200 "), "another client has places of its own");
+    // The balancer itself, which asks whether somebody is there, is nobody's client.
+    for _ in 0..3 {
+        let mut own = rig.connect().await;
+        own.write_all(b"PROXY UNKNOWN\r\nGET /api/v1/stats HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("writes");
+        assert!(head(&mut own).await.starts_with("HTTP/1.1 200 "));
+        silent.push(own);
+    }
+    drop(silent);
+}
+
 // Inv. BOUND: on a full node, connections that do not upgrade leave descriptors to probes and the backplane.
 #[tokio::test]
 async fn sockets_and_connections_together_are_capped() {

@@ -19,7 +19,8 @@ fn push_event(outbox: &mut Outbox, n: u64, limit: usize) -> Loss {
 }
 
 fn resync(last: u64) -> Resync {
-    Resync { init: Some(frame::text("init")), state: None, last_id: Some(id(last)), sequence: last, announces: true }
+    let last_id = Some(id(last));
+    Resync { init: Some(frame::text("init")), state: None, last_id, end: last_id, sequence: last, announces: true }
 }
 
 fn never() -> Resync {

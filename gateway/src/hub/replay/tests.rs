@@ -328,6 +328,18 @@ fn who_reads_more_slowly_than_the_past_goes_by_gets_a_gap_up_to_now() {
     assert_eq!(outcomes, [Resume::Complete, Resume::TooSlow]);
 }
 
+// Inv. GAP: a gap up to now does not hide the hole at the end of the stream.
+#[test]
+fn behind_a_hole_a_gap_up_to_now_is_open() {
+    let foreign = EventId { digest: EntryDigest::of("", b"foreign"), ..id(3) };
+    let mut world = World::new(ROOM, 1..=5, false, foreign);
+    let text = encode_gap(Some(id(5)), None);
+    world.pass(&[Broadcast { kind: MessageKind::Gap, text, id: None, state: None }]);
+    world.finish();
+    world.pass(&[news(6)]);
+    assert_eq!(world.answer().0, [Got::Gap(Some(3), None), Got::Event(6)]);
+}
+
 // Inv. GAP: a hole that the relay found is said to all who were away when it was.
 #[test]
 fn holes_are_replayed_in_their_places() {

@@ -5,37 +5,26 @@ use std::sync::Mutex;
 use super::*;
 use crate::backplane::AddressHash;
 use crate::hub::PanicOn;
-use crate::hub::sweep::{SweepTime, sweep};
 use crate::metrics::Close;
-
-fn sweep_at(rig: &Rig, second: u64) {
-    sweep(&rig.hub, SweepTime::START.after(Duration::from_secs(second)), &mut Vec::new());
-}
 
 #[tokio::test]
 async fn a_client_that_answers_pings_stays_and_a_silent_one_goes() {
     let rig = Rig::new(HubSettings::default()).await;
     let mut alive = rig.join(Ids::Without).await;
     let mut silent = rig.join(Ids::Without).await;
-    sweep_at(&rig, 30);
+    rig.sweep_at(30);
     rig.pass(&[event(1, 1)]);
     assert_eq!(alive.text().await, event(1, 1).text, "no ping before 30 s are over");
     assert_eq!(silent.text().await, event(1, 1).text);
-    sweep_at(&rig, 31);
+    rig.sweep_at(31);
     assert!(alive.text().await.starts_with(r#"{"type":"ping","timestamp":""#));
     alive.say(r#"{"type":"pong"}"#).await;
-    let pong_counted = || rig.metrics.inbound.value(crate::metrics::Inbound::Pong) == 1;
-    in_time("the pong", async {
-        while !pong_counted() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    sweep_at(&rig, 41);
+    rig.pongs(1).await;
+    rig.sweep_at(41);
     assert!(silent.text().await.starts_with(r#"{"type":"ping""#));
     silent.closed_for(CloseReason::PongTimeout).await;
-    sweep_at(&rig, 60);
-    sweep_at(&rig, 61);
+    rig.sweep_at(60);
+    rig.sweep_at(61);
     assert!(alive.text().await.starts_with(r#"{"type":"ping""#));
     assert_eq!(rig.metrics.closes.value(Close::PongTimeout), 1);
     drop((alive, silent));
@@ -173,9 +162,9 @@ async fn a_close_that_the_reader_never_takes_is_cut_short() {
     }
     let id = shared::ids::ConnId(1);
     rig.hub.close(id, CloseReason::PongTimeout);
-    sweep_at(&rig, 5);
+    rig.sweep_at(5);
     assert_eq!(rig.hub.len(), 1);
-    sweep_at(&rig, 6);
+    rig.sweep_at(6);
     rig.emptied().await;
     assert_eq!(rig.metrics.closes.value(Close::PongTimeout), 1);
     drop(client);

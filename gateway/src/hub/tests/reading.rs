@@ -6,7 +6,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::hub::sweep::{SweepTime, sweep};
 use crate::hub::{Message, Peer};
 use crate::metrics::{Close, Direction, Inbound};
 use crate::session::{ControlDecision, Session};
@@ -117,10 +116,10 @@ async fn a_length_that_is_not_minimal_runs_into_the_frame_deadline() {
         }
     })
     .await;
-    sweep(&rig.hub, SweepTime::START.after(Duration::from_secs(10)), &mut Vec::new());
+    rig.sweep_at(10);
     rig.pass(&[event(1, 1)]);
     assert_eq!(client.text().await, event(1, 1).text, "it has ten seconds");
-    sweep(&rig.hub, SweepTime::START.after(Duration::from_secs(11)), &mut Vec::new());
+    rig.sweep_at(11);
     client.closed_for(CloseReason::ProtocolViolation).await;
     drop(client);
     rig.emptied().await;

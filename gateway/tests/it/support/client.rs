@@ -316,6 +316,11 @@ impl Client {
         }
     }
 
+    /// Whether another frame came with the bytes that were read last.
+    pub(crate) fn has_another(&self) -> bool {
+        frame::parse_server_frame(&self.unread).is_some()
+    }
+
     /// The next text message; panics when there is none within `within`.
     pub(crate) async fn next_json(&mut self, within: Duration) -> Message {
         match self.next_before(Instant::now() + within).await {
