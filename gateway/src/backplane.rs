@@ -356,8 +356,8 @@ pub struct Salts {
 pub struct Seen {
     /// Under today's salt.
     pub visitor: VisitorHash,
-    /// Under the salt before (yesterday's, as a rule), while it may still be counted under that name: removed, so that
-    /// nobody counts twice.
+    /// Under the salt before (yesterday's, as a rule), under which it may still be counted: removed, so that nobody
+    /// counts twice.
     pub alias: Option<VisitorHash>,
 }
 

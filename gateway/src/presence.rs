@@ -2,8 +2,8 @@
 //!
 //! A visitor counts while it was seen within the window. An event is seen once; an open socket is seen all the time,
 //! so each node marks the visitors of its sockets again and again ([`agenda`] says when). What is marked is an HMAC
-//! under the day's salt. That salt turns at the backplane's midnight, and then everybody gets another name: for a while
-//! after the turn, a mark also takes the visitor's old name away, so that nobody counts twice ([`names`]).
+//! under the day's salt. That salt turns at the backplane's midnight, and then everybody gets another name: a mark also
+//! takes the visitor's old name away, so that nobody counts twice ([`names`]).
 //!
 //! The backplane refuses marks under another salt than the present one (its midnight may come earlier than this node
 //! thinks, or it may have lost its salt). Then the salts are fetched, offering those that the node holds, and the
@@ -119,9 +119,8 @@ impl Presence {
     pub fn touch_of(&self, visitors: &[VisitorDigest]) -> Option<Touch> {
         let names = self.names.load_full()?;
         let salts = names.salts();
-        let now = self.time.now().unwrap_or(salts.now);
         let distinct: HashSet<&VisitorDigest> = visitors.iter().take(TOUCH_VISITORS_MAX).collect();
-        let seen = distinct.into_iter().map(|visitor| names.of(visitor, now)).collect();
+        let seen = distinct.into_iter().map(|visitor| names.of(visitor)).collect();
         Some(Touch { day: salts.day, fingerprint: salts.today.fingerprint(), seen, round_of: None })
     }
 
@@ -249,7 +248,7 @@ impl Presence {
         let offer = held.as_ref().map(|held| held.offer()).unwrap_or_default();
         let salts = self.backplane.salts(&offer).await?;
         self.time.learned(salts.now);
-        self.names.store(Some(Arc::new(Names::next(held.as_deref(), salts, self.window))));
+        self.names.store(Some(Arc::new(Names::next(held.as_deref(), salts))));
         Ok(())
     }
 }

@@ -7,7 +7,8 @@
 //! - [`cursor`] checks with each read, after every failure, pause or silence, and when the data set is another one,
 //!   that its place still exists, and announces what is missing (Inv. GAP);
 //! - [`freshness`] tells clients when snapshots stay away, instead of showing the last number for ever;
-//! - [`decode`] lets nothing through but public messages (Inv. ANON), and each slot's snapshot once (Inv. SLOT).
+//! - [`decode`] lets nothing through but public messages (Inv. ANON), and each slot's snapshot once (Inv. SLOT);
+//! - [`handover`] remembers the visitors of events that no ticker may have marked, for when this node becomes one.
 //!
 //! A failed read is tried again after a jittered wait of at most a second, for ever; sockets are not touched. When the
 //! broadcaster's queue is full the relay waits: the stream is the buffer (Inv. BOUND). When it catches up, only the
@@ -21,6 +22,7 @@
 pub mod cursor;
 pub mod decode;
 pub mod freshness;
+mod handover;
 pub mod recall;
 
 use std::pin::pin;
@@ -36,6 +38,7 @@ use tokio::sync::watch;
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
 use self::freshness::{Turn, Watch};
+use self::handover::Handover;
 use self::recall::recalled;
 use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX, TickMark};
 use crate::clock::{Clock, Mono};
@@ -103,6 +106,7 @@ pub struct Relay {
     cursor: Cursor,
     gate: SlotGate,
     watch: Watch,
+    handover: Handover,
     /// The last snapshot that is known.
     last: Option<State>,
     /// The hub has a state to greet sockets with.
@@ -131,6 +135,7 @@ impl Relay {
             cursor: Cursor::default(),
             gate: SlotGate::new(parts.tick_interval),
             watch,
+            handover: Handover::default(),
             last: None,
             primed: watch::Sender::new(false),
             in_doubt: false,
@@ -287,7 +292,6 @@ impl Relay {
         let messages: Vec<_> = entries.iter().map(decode).collect();
         // Of several snapshots only the newest is news. What is older than that was true once.
         let newest = messages.iter().rposition(|message| matches!(message, Ok(PublicMessage::RealtimeUpdate(_))));
-        let is_ticker = self.parts.is_ticker.borrow().is_some();
         for (index, (entry, message)) in entries.iter().zip(messages).enumerate() {
             let (verdict, gap) = self.cursor.accept(entry.event_id(), entry.tick);
             if let Some(gap) = gap {
@@ -309,7 +313,7 @@ impl Relay {
                 }
             };
             self.count(outcome);
-            if is_ticker && outcome == Relayed::Delivered {
+            if outcome == Relayed::Delivered {
                 self.touch(entry);
             }
         }
@@ -362,13 +366,15 @@ impl Relay {
         loop {
             self.parts.vitals.moved(Loop::Relay);
             let due = self.watch.due().saturating_sub(self.parts.clock.now());
-            // Biased: what was read comes before what is missed. The work is pinned and polled again, never dropped.
+            // Biased: what was read comes before what is missed. The work is pinned and polled again, never dropped. A
+            // ticker that has ended sends no more, and is waited for no more.
             tokio::select! {
                 biased;
                 result = &mut work => {
                     self.parts.vitals.moved(Loop::Relay);
                     return result;
                 }
+                Ok(()) = self.parts.is_ticker.changed() => self.hand_over(),
                 () = tokio::time::sleep(due) => self.miss().await,
             }
         }
@@ -431,12 +437,26 @@ impl Relay {
         let _ = self.parts.broadcast.send(message).await;
     }
 
+    fn is_ticker(&self) -> bool {
+        self.parts.is_ticker.borrow().is_some()
+    }
+
     /// A producer's own visitor is marked as seen by the ticker's node alone: the others read the same entry.
-    fn touch(&self, entry: &Entry) {
+    fn touch(&mut self, entry: &Entry) {
         // Inv. PRIVATE: a digest from here on.
         let named = entry.visitor.as_deref().and_then(|visitor| VisitorId::parse("visitor", visitor).ok());
-        if let Some(visitor) = named {
-            self.parts.presence.arrived(VisitorDigest::of_id(&visitor));
+        match named.map(|visitor| VisitorDigest::of_id(&visitor)) {
+            Some(visitor) if self.is_ticker() => self.parts.presence.arrived(visitor),
+            Some(visitor) => self.handover.remember(visitor, self.parts.clock.now()),
+            None => {}
+        }
+    }
+
+    /// A reign has begun or ended. Who begins one marks those whom nobody may have marked.
+    fn hand_over(&mut self) {
+        if self.is_ticker() {
+            let visitors = self.handover.take(self.parts.clock.now());
+            visitors.for_each(|visitor| self.parts.presence.arrived(visitor));
         }
     }
 

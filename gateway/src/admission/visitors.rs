@@ -4,6 +4,10 @@
 //! new `User-Agent` of sockets without a name. Ten sockets, closed and opened again with fresh ones, could raise it for
 //! ever. So an address may bring at most [`VISITORS_MAX`] visitors of either kind within a window; what comes on top
 //! counts as one more, by the address alone, and nobody is refused.
+//!
+//! The bound is a node's own, and its windows follow one another: as many may come just before the end of one as just
+//! after it, so twice as many may count at one time. It is there to keep a number from being invented without end;
+//! exactness would cost each address a second window, or Redis a question per socket.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -303,7 +303,6 @@ impl Backplane for MemoryBackplane {
     async fn leave(&self, node: NodeId) -> Result<()> {
         self.with(|state, _| {
             state.members.leave(node);
-            state.published.remove(&node);
             state.visitors.forget_nodes(|other| other == node);
         });
         Ok(())

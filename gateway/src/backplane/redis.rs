@@ -78,6 +78,8 @@ pub struct RedisBackplane {
     member_lease_ms: AtomicU64,
     admissions: Admissions,
     statements: Statements,
+    /// Apart from the statements: a beat waits for none of them.
+    beats: Statements,
     /// Builds the connection of a subscription.
     builder: Builder,
     refusals: Refusals,
@@ -121,6 +123,7 @@ impl RedisBackplane {
             member_lease_ms: AtomicU64::new(millis(MEMBER_LEASE)),
             admissions,
             statements: Statements::default(),
+            beats: Statements::default(),
             builder,
             refusals: Refusals::default(),
             metrics,

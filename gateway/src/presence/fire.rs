@@ -232,6 +232,22 @@ async fn an_outage_over_midnight_counts_nobody_twice() {
     }
 }
 
+// The nodes have turned their names and not yet marked anybody under the new ones: the old ones outlast the outage.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_begins_just_after_midnight_counts_nobody_twice() {
+    for (seconds, minutes) in [(5, 15), (10, 9), (20, 15), (40, 15), (40, 180)] {
+        let mut world = World::new().await;
+        // Rounds are due 50 s after the full minute from here on.
+        world.counts(ALL..=ALL, Duration::from_secs(50)).await;
+        world.nodes.iter().for_each(|node| node.presence.refresh_all());
+        world.counts(ALL..=ALL, 18 * MINUTE + Duration::from_secs(10 + seconds)).await;
+        world.backplane_is_out(true);
+        world.counts(0..=0, minutes * MINUTE).await;
+        world.backplane_is_out(false);
+        world.counts(ALL..=ALL, 4 * WINDOW).await;
+    }
+}
+
 // A replica whose clock is behind takes over just after midnight.
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_is_set_back_over_midnight_counts_nobody_twice() {

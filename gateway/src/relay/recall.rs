@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::message::PublicMessage;
+use tokio::time::timeout;
 
 use super::decode::decode;
-use crate::backplane::{Backplane, Entry};
+use crate::backplane::{Backplane, BackplaneError, Entry};
 use crate::clock::Clock;
 use crate::hub::Hub;
 use crate::hub::past::ENTRIES_MAX;
@@ -21,7 +22,8 @@ use crate::metrics::Metrics;
 
 /// Entries of one read; the last of them is known already.
 const PAGE: usize = 512;
-/// How long clients wait for more of the past than there is.
+/// How long clients wait for more of the past than there is. A read that is under way then is given up: one page may
+/// take the backplane many tries.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What entries are to clients that come back.
@@ -49,7 +51,7 @@ pub async fn run(
     lifecycle: Lifecycle,
 ) {
     loop {
-        // Biased: stopping comes first. Both are cancel safe; a read is never dropped.
+        // Biased: stopping comes first. Both are cancel safe.
         tokio::select! {
             biased;
             () = lifecycle.reached(Phase::Stopped) => return,
@@ -63,9 +65,11 @@ pub async fn run(
 async fn fetch(backplane: &dyn Backplane, hub: &Hub, metrics: &Metrics, clock: Clock) {
     let deadline = clock.now() + PATIENCE;
     for _ in 0..ENTRIES_MAX.div_ceil(PAGE - 1) {
-        let Some(begins) = hub.past_begins().filter(|_| clock.now() < deadline) else { return };
+        let left = deadline.saturating_sub(clock.now());
+        let Some(begins) = hub.past_begins().filter(|_| !left.is_zero()) else { return };
         metrics.replay_reads.inc();
-        match backplane.up_to(begins.stream, PAGE).await {
+        let read = timeout(left, backplane.up_to(begins.stream, PAGE)).await;
+        match read.unwrap_or(Err(BackplaneError::Timeout)) {
             Ok(entries) => hub.extend_past(recalled(&entries), entries.len() == PAGE),
             Err(error) => {
                 tracing::debug!(%error, "more of the past cannot be read");
@@ -134,6 +138,17 @@ mod tests {
         backplane.fail(Call::UpTo, [Fault::Lost]);
         assert_eq!(fetched(&backplane, &hub, &metrics).await, (1, 1));
         assert!(hub.past_begins().is_some(), "it can be tried again");
+        assert_eq!(fetched(&backplane, &hub, &metrics).await, (1_499, 4));
+    }
+
+    // A page is read in parts where it does not come in time, so a read alone may take long.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_does_not_wait_for_a_read_without_end() {
+        let (backplane, hub, metrics) = world(1_500).await;
+        backplane.fail(Call::UpTo, [Fault::Held]);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(fetched(&backplane, &hub, &metrics).await, (1, 1));
+        assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         assert_eq!(fetched(&backplane, &hub, &metrics).await, (1_499, 4));
     }
 

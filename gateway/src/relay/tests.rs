@@ -15,6 +15,8 @@ use crate::hub::HubSettings;
 use crate::hub::broadcast::BroadcastReceiver;
 use crate::testing::{Call, Fault, Unreliable, within};
 
+mod visitors;
+
 const INTERVAL: Duration = Duration::from_millis(100);
 const INTERVAL_MS: u64 = 100;
 /// A whole second, so that a snapshot's timestamp is exact.
@@ -395,36 +397,6 @@ async fn a_snapshot_that_counts_more_than_was_read_is_a_gap_and_a_slot_is_shown_
         .await;
     assert_eq!(world.metrics.gaps.value(), 4);
     assert_eq!(world.metrics.relayed.value(Relayed::Duplicate), 1);
-}
-
-// Inv. PRIVATE: producers' own visitors are marked by the ticker's node, as digests.
-#[tokio::test]
-async fn only_the_ticker_marks_the_visitors_of_stream_events() {
-    let check = async |lease: Option<Lease>, marked: bool| {
-        let mut world = World::new();
-        world.tick().await;
-        world.reign.send_replace(lease);
-        let data = r#"{"event_type":"page_view","page_url":"/a","timestamp":"2025-12-08T10:30:00Z"}"#;
-        let by = |visitor: String| Entry { visitor: Some(visitor), ..forged("new_event", data, None) };
-        world.backplane.forge([by("v".into()), by("x".repeat(65))]);
-        let lifecycle = Lifecycle::default();
-        let presence = Arc::clone(&world.presence);
-        let test = world.with_relay(async |world| {
-            world.listening().await;
-            world.event("/wake").await;
-            world.next_news().await;
-            if marked {
-                world.backplane.seen(Call::Touch, 1).await;
-            }
-        });
-        tokio::select! {
-            () = presence.drive(std::collections::HashSet::new, &lifecycle) => panic!("ended"),
-            () = test => {}
-        }
-        assert_eq!(world.metrics.visitors_touched.value(), u64::from(marked));
-    };
-    check(Some(Lease { node: NodeId::from_random(1), epoch: Epoch(1) }), true).await;
-    check(None, false).await;
 }
 
 // What cannot arrive in time is asked for in halves, or the node would ask for it for ever.

@@ -49,6 +49,7 @@ contract! {
         items_are_appended_in_order_and_complete,
         a_repeated_number_is_answered_and_not_done_again,
         a_lower_number_is_superseded,
+        who_left_is_not_done_again,
         numbers_belong_to_their_node,
         racing_repeats_are_done_once,
         a_lost_lease_fences_and_does_nothing,

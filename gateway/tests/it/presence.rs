@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::support::client::Upgrade;
 use crate::support::cluster::Cluster;
 use crate::support::gateway::Setup;
+use crate::support::producer::Producer;
 use crate::support::recorder::Recorder;
 use crate::support::wait::{SOON, until};
 
@@ -133,5 +134,58 @@ async fn an_outage_that_is_shorter_than_the_window_loses_nobody() {
     site.shows(ALL..=ALL, 12).await;
     for recorder in site.visitors.iter().flatten() {
         recorder.assert_open();
+    }
+}
+
+/// A producer that never rests: each event by a visitor of its own.
+struct Busy {
+    producer: Producer,
+    visitors: u64,
+}
+
+impl Busy {
+    /// Adds events for as long as something takes.
+    async fn during<T>(&mut self, something: impl Future<Output = T>) -> T {
+        let mut something = std::pin::pin!(something);
+        let data = Producer::page_data("/cv");
+        let mut pace = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tokio::select! {
+                done = &mut something => return done,
+                _ = pace.tick() => {}
+            }
+            self.visitors += 1;
+            let visitor = format!("of-{}", self.visitors);
+            self.producer.stream(&[("type", "new_event"), ("data", &data), ("visitor", &visitor)]).await;
+        }
+    }
+
+    /// All of them are counted.
+    async fn is_known(&mut self) {
+        let all = format!("{{\"active_visitors\":{},", self.visitors);
+        let what = format!("{} visitors", self.visitors);
+        until(&what, SOON, async || {
+            let snapshot = self.producer.call(&["GET", "{analytics}:snapshot"]).await;
+            snapshot.text().starts_with(&all).then_some(())
+        })
+        .await;
+    }
+}
+
+// Events in the stream are marked by the ticker's node alone. Others must remember those that it can no longer mark.
+#[tokio::test]
+async fn the_visitors_of_events_survive_a_change_of_the_ticker() {
+    let mut cluster = Cluster::of(3, |setup| setup.brisk().crowded()).await;
+    let mut busy = Busy { producer: cluster.producer().await, visitors: 0 };
+    for drained in [true, false] {
+        let ticker = busy.during(cluster.ticker()).await;
+        let mut old = cluster.nodes.remove(ticker);
+        if drained {
+            old.terminate();
+        } else {
+            old.kill9();
+        }
+        busy.during(cluster.ticker()).await;
+        busy.is_known().await;
     }
 }

@@ -22,7 +22,9 @@ impl RedisBackplane {
         };
         let keys = vec![self.keys.nodes(), self.keys.schema(), self.keys.generation(), self.keys.told()];
         let generation = hex(&rand::random::<[u8; 16]>());
-        let arguments = vec![text(&node), text(join), number(millis(lease)), text(&generation)];
+        let beat = self.beats.begin().await;
+        let mut arguments = beat.arguments().to_vec();
+        arguments.extend([text(&node), text(join), number(millis(lease)), text(&generation)]);
         let mut reply = self.run(&self.scripts.beat, keys, arguments).await?;
         let standing = match reply.text()?.as_str() {
             "member" => Standing::Member,
@@ -37,7 +39,7 @@ impl RedisBackplane {
     }
 
     pub(super) async fn leave_members(&self, node: NodeId) -> Result<()> {
-        let keys = vec![self.keys.nodes(), self.keys.touched(), self.keys.published()];
+        let keys = vec![self.keys.nodes(), self.keys.touched()];
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 

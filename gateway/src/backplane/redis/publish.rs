@@ -21,7 +21,6 @@ impl RedisBackplane {
             self.keys.events(),
             self.keys.themes(),
             self.keys.ticker(),
-            self.keys.nodes(),
             self.keys.visitors(),
             self.keys.touched(),
             self.keys.salt(day),
@@ -35,7 +34,6 @@ impl RedisBackplane {
             number(request.number),
             text(&lease_node),
             text(&lease_epoch),
-            self.member_lease(),
             text(request.traceparent.as_deref().unwrap_or_default()),
             number(request.items.len() as u64),
         ];

@@ -13,7 +13,7 @@ use crate::backplane::{BackplaneError, Result};
 pub(super) const ODD_REPLY: BackplaneError = BackplaneError::Corrupt("a reply has another shape than it must have");
 
 /// What scripts name when they find a key that breaks the contract, and what operators are told.
-const CORRUPT: [(&str, &str); 12] = [
+const CORRUPT: [(&str, &str); 13] = [
     ("events", "key events: not a stream"),
     ("visitors", "key visitors: not a sorted set"),
     ("snapshot", "key snapshot: not a snapshot"),
@@ -24,7 +24,8 @@ const CORRUPT: [(&str, &str); 12] = [
     ("themes", "key themes: not a hash of counts"),
     ("salt", "key salt: not a salt"),
     ("ip", "key ip: not a hash of counts"),
-    ("published", "key published: not a hash of numbers and ids"),
+    ("published", "key published: not a hash of numbers, times and ids"),
+    ("told", "key told: not a hash of numbers and times"),
     ("schema", "key schema: not a version"),
 ];
 
@@ -173,6 +174,30 @@ mod tests {
         let exhausted = "ERR The stream has exhausted the last possible ID, unable to add more items script: 1";
         check(ErrorKind::Unknown, exhausted, corrupt("key events: there is no id above that of its last entry"));
         check(ErrorKind::Unknown, "ERR user_script:1: attempt to index", ODD_REPLY);
+    }
+
+    #[test]
+    fn operators_are_told_of_every_key_that_a_script_looks_at() {
+        let scripts = [
+            include_str!("scripts/prelude.lua"),
+            include_str!("scripts/admit.lua"),
+            include_str!("scripts/beat.lua"),
+            include_str!("scripts/leave.lua"),
+            include_str!("scripts/publish.lua"),
+            include_str!("scripts/salts.lua"),
+            include_str!("scripts/set_counts.lua"),
+            include_str!("scripts/tick.lua"),
+            include_str!("scripts/touch.lua"),
+        ];
+        // The last argument of each call is the key's name.
+        let name = |call: &'static str| call.split(')').next()?.split('\'').rev().nth(1);
+        let calls = |script: &'static str| ["corrupt(", "expect("].map(|function| script.split(function).skip(1));
+        let names = scripts.into_iter().flat_map(calls).flatten().filter_map(name);
+        let names: std::collections::BTreeSet<_> = names.collect();
+        assert!(names.contains("told"), "{names:?}");
+        for name in names {
+            assert_ne!(corrupt(name), ODD_REPLY, "{name}");
+        }
     }
 
     #[test]

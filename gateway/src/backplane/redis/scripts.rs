@@ -24,10 +24,14 @@ const ADDRESS_TTL_SECONDS: u32 = 3600;
 const SALT_TTL_SECONDS: u32 = 48 * 3600;
 /// The most visitors that one tick removes, and the most whose time it corrects: some 1 ms of Redis's one thread.
 const TRIM_VISITORS_MAX: u32 = 1000;
-/// Notes of publishers that are kept without asking whether they still live.
+/// Notes of publishers that are kept without asking how old they are.
 const PUBLISHED_FIELDS_MAX: u32 = 64;
-/// How long the number of a process's newest statement about sockets is kept: what it sent before on a connection that
-/// broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
+/// How many of them one publish looks at: it adds one at most, and one may hold 500 ids.
+const PUBLISHED_LOOKS_MAX: u32 = 8;
+/// Digits of a theme's count: what is below 2^53 and stays it when one is added.
+const THEME_COUNT_DIGITS_MAX: u32 = 15;
+/// How long the numbers of a process's newest statement, beat and publish are kept: what it sent before on a connection
+/// that broke is not repeated by the kernel for longer (TCP's own retries end after some 15 minutes).
 const TOLD_KEPT_MS: u32 = 3_600_000;
 /// No node's lease is longer than this or, if that is more, than the asking node's.
 const MEMBER_LEASE_MS_MAX: u32 = 60_000;
@@ -58,9 +62,11 @@ fn constants() -> String {
         ("HOLE_MS_MAX", HOLE_MS_MAX),
         ("MEMBER_LEASE_MS_MAX", u64::from(MEMBER_LEASE_MS_MAX)),
         ("PUBLISHED_FIELDS_MAX", u64::from(PUBLISHED_FIELDS_MAX)),
+        ("PUBLISHED_LOOKS_MAX", u64::from(PUBLISHED_LOOKS_MAX)),
         ("SALT_TTL_SECONDS", u64::from(SALT_TTL_SECONDS)),
         ("SCHEMA_VERSION", u64::from(SCHEMA_VERSION)),
         ("STREAM_ENTRIES_MAX", STREAM_ENTRIES_MAX as u64),
+        ("THEME_COUNT_DIGITS_MAX", u64::from(THEME_COUNT_DIGITS_MAX)),
         ("THEMES_MAX", THEMES_MAX as u64),
         ("TOLD_KEPT_MS", u64::from(TOLD_KEPT_MS)),
         ("TRIM_VISITORS_MAX", u64::from(TRIM_VISITORS_MAX)),

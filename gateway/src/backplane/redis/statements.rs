@@ -1,10 +1,11 @@
-//! What this process says about its sockets: one statement at a time, numbered.
+//! What this process says about its sockets, and about its membership: one statement at a time, numbered.
 //!
 //! A statement whose answer did not come may still be under way: it waits in a frozen Redis, or in the kernel, which
 //! goes on delivering what was written to a connection that is long given up. By then its successor has been carried
 //! out over another connection, and would be overwritten by what was true before (Inv. CAP). So there is at most one
 //! statement under way, the next has a larger number, and Redis refuses a number that is smaller than one that it has
-//! seen (`prelude.lua`, `refuse_if_late`). Only what nobody waits for any more can come late.
+//! seen (`prelude.lua`, `refuse_if_late`). Only what nobody waits for any more can come late. Beats are numbered in the
+//! same way and apart, so that none waits for a statement: a late one would revive a membership that ran out since.
 //!
 //! The numbers belong to this process's handle, not to the node: one that was closed and opened again begins anew.
 

@@ -69,6 +69,19 @@ pub(crate) async fn a_lower_number_is_superseded(bench: Bench) {
     assert_eq!(bench.all().await.len(), 2);
 }
 
+/// What it sent before may still be on its way over another connection.
+pub(crate) async fn who_left_is_not_done_again(bench: Bench) {
+    bench.enter(&[node(1), node(2)]).await;
+    done(bench.publish(&request(node(1), 1, vec![page("/1")])).await);
+    let last = request(node(1), 2, vec![page("/2")]);
+    let first = bench.publish(&last).await;
+    bench.a.leave(node(1)).await.expect("an answer");
+    assert_eq!(bench.publish(&last).await, first);
+    let late = request(node(1), 1, vec![page("/1")]);
+    assert_eq!(bench.publish(&late).await, PublishReply::Superseded);
+    assert_eq!(bench.all().await.len(), 2);
+}
+
 pub(crate) async fn numbers_belong_to_their_node(bench: Bench) {
     let first = done(bench.publish(&request(node(1), 5, vec![page("/a")])).await);
     let second = done(bench.publish(&request(node(2), 5, vec![page("/a")])).await);

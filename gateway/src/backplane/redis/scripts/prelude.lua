@@ -75,8 +75,9 @@ local function is_member(nodes, node)
   return lease_end and tonumber(lease_end) > now
 end
 
--- Inv. CAP: what a process said of its sockets before it gave up waiting (on a connection that is gone by now, say) is
--- not to overwrite what it said since. Told is a hash: who speaks -> "number ms", the newest statement and when it came.
+-- Inv. CAP: what a process said of its sockets or its membership before it gave up waiting (on a connection that is gone
+-- by now, say) is not to overwrite what it said since. Told is a hash: who speaks -> "number ms", the newest statement
+-- (or beat: those are numbered apart) and when it came.
 -- To be called before the first write of the script, when all types are looked at. Ends the script: nobody waits for
 -- what comes late.
 local function refuse_if_late(told, speaker, number)

@@ -5,24 +5,23 @@
 -- never publish the same count. With a lease it moves messages of the legacy channel, which every node could hear,
 -- by exactly one.
 --
--- KEYS  1 published (hash)  2 events (stream)  3 themes (hash)  4 ticker (string)  5 nodes (zset)
---       6 visitors (zset)  7 touched (hash)  8 salt of the touch's day (string)
--- ARGV  1 node  2 number  3, 4 node and epoch of the lease, or '' and ''  5 member lease, ms  6 traceparent or ''
---       7 number of items; then three for each:
+-- KEYS  1 published (hash)  2 events (stream)  3 themes (hash)  4 ticker (string)  5 visitors (zset)
+--       6 touched (hash)  7 salt of the touch's day (string)
+-- ARGV  1 node  2 number  3, 4 node and epoch of the lease, or '' and ''  5 traceparent or ''
+--       6 number of items; then three for each:
 --         'whole' type data | 'stamped' type data-without-its-end | 'theme' type theme
 --       then 'touch' day fingerprint round_of-or-'' (visitor, alias-or-'')*, or nothing
 -- Returns {'done', 'done' | 'refused' (the touch), id1, type1, data1, id2, ...}
 --       | {'fenced'} | {'superseded'}; type and data are '' where a repeat finds the entry trimmed away
 
-local published, events, themes, ticker, nodes, visitors, touched, salt = unpack(KEYS)
+local published, events, themes, ticker, visitors, touched, salt = unpack(KEYS)
 local node, number = ARGV[1], tonumber(ARGV[2])
-local traceparent, items = ARGV[6], tonumber(ARGV[7])
-local after_items = 8 + 3 * items
+local traceparent, items = ARGV[5], tonumber(ARGV[6])
+local after_items = 7 + 3 * items
 
 expect('hash', published, 'published')
 expect('stream', events, 'events')
 expect('hash', themes, 'themes')
-expect('zset', nodes, 'nodes')
 expect('zset', visitors, 'visitors')
 expect('hash', touched, 'touched')
 expect('string', salt, 'salt')
@@ -52,9 +51,15 @@ local function recall(ids)
   return reply
 end
 
+-- A note is "number ms ids": what was done last, and when.
+local function read_note(text)
+  local last, at, ids = string.match(text .. ' ', '^(%d+) (%d+) (.*)$')
+  return last, tonumber(at), ids
+end
+
 local noted = redis.call('HGET', published, node)
 if noted then
-  local last, ids = string.match(noted, '^(%d+)(.*)$')
+  local last, _, ids = read_note(noted)
   if not last then
     corrupt('published')
   end
@@ -77,10 +82,12 @@ local function read_themes()
   counts = {}
   local flat = redis.call('HGETALL', themes)
   for i = 1, #flat, 2 do
-    local count = tonumber(flat[i + 1])
-    if not count then
+    -- What HINCRBY adds to, whatever else Lua takes for a number; and exact in Lua's numbers.
+    local digits = string.match(flat[i + 1], '^[1-9]%d*$') or string.match(flat[i + 1], '^0$')
+    if not digits or #digits > THEME_COUNT_DIGITS_MAX then
       corrupt('themes')
     end
+    local count = tonumber(digits)
     counts[flat[i]] = count
     views = views + count
     if flat[i] ~= OTHER_THEME then
@@ -105,14 +112,14 @@ local function theme_stats(theme)
   return string.format('{"theme":"%s","count":%s,"percentage":%.1f}', theme, int(count), tenths / 10)
 end
 
-for i = 8, after_items - 1, 3 do
+for i = 7, after_items - 1, 3 do
   if ARGV[i] == 'theme' and not counts then
     read_themes()
   end
 end
 
-local reply, ids = { 'done', '' }, { int(number) }
-for i = 8, after_items - 1, 3 do
+local reply, ids = { 'done', '' }, { int(number), int(now) }
+for i = 7, after_items - 1, 3 do
   local how, kind, text = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local data = text
   if how == 'stamped' then
@@ -131,12 +138,14 @@ for i = 8, after_items - 1, 3 do
 end
 redis.call('HSET', published, node, table.concat(ids, ' '))
 
--- Nodes come and go; their notes need not stay.
+-- Nodes come and go. A note stays for as long as an earlier call of its node may still be under way, be the node gone
+-- or not. Notes can be long, so a few are looked at each time: more than can come.
 if redis.call('HLEN', published) > PUBLISHED_FIELDS_MAX then
-  settle_members(nodes, tonumber(ARGV[5]))
-  for _, other in ipairs(redis.call('HKEYS', published)) do
-    if other ~= node and not is_member(nodes, other) then
-      redis.call('HDEL', published, other)
+  local some = redis.call('HRANDFIELD', published, PUBLISHED_LOOKS_MAX, 'WITHVALUES')
+  for i = 1, #some, 2 do
+    local _, at = read_note(some[i + 1])
+    if at and at < now - TOLD_KEPT_MS then
+      redis.call('HDEL', published, some[i])
     end
   end
 end
