@@ -82,6 +82,9 @@ pub(crate) struct Common {
     /// An event that takes longer to a client is a finding
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) late: Option<Duration>,
+    /// How long a client waits for the answer to its handshake
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) open_within: Duration,
     /// Heartbeats that each client must have got by the end
     #[arg(long, default_value_t = 0)]
     pub(crate) min_pings: u8,

@@ -42,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) slow_manner: SlowManner,
     /// How many pings and how many new numbers each client must have heard by the end.
     pub(crate) heard_min: (u8, u8),
+    /// From the begin of connecting to the 101.
+    pub(crate) open_within: Duration,
     /// How long a client stays before it leaves and comes again: shortest and longest.
     pub(crate) lives: Option<(Duration, Duration)>,
 }
@@ -292,6 +294,7 @@ pub(crate) mod tests {
             slow_share: 0.0,
             slow_manner: SlowManner::Drip,
             heard_min: (0, 0),
+            open_within: Duration::from_secs(10),
             lives: None,
         }
     }

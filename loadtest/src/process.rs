@@ -36,8 +36,7 @@ impl Usage {
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Of somebody else's process the descriptors cannot be read; the rest can.
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64);
+        let descriptors = descriptors(pid);
         let threads = field(&status, "Threads:")?.parse().ok()?;
         Some(Self { rss_bytes: kib(&status, "VmRSS:")? * 1024, cpu: cpu(&stat)?, descriptors, threads })
     }
@@ -65,6 +64,16 @@ impl Machine {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
         let bytes = |name| kib(&text, name).map(|kib| kib * 1024);
         Some(Self { available_bytes: bytes("MemAvailable:")?, slab_bytes: bytes("Slab:")? })
+    }
+}
+
+/// Open descriptors of this process; 0 for somebody else's, which cannot be read.
+fn descriptors(pid: u32) -> u64 {
+    let path = format!("/proc/{pid}/fd");
+    // Since Linux 6.2 the folder's size is their number: to list 20,000 each second costs a tenth of a core.
+    match std::fs::metadata(&path) {
+        Ok(folder) if folder.len() > 0 => folder.len(),
+        _ => std::fs::read_dir(&path).map_or(0, |files| files.count() as u64),
     }
 }
 

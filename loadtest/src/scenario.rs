@@ -209,6 +209,7 @@ fn job(common: &Common) -> anyhow::Result<Job> {
         slow_share: 0.0,
         slow_manner: SlowManner::Drip,
         heard_min: (common.min_pings, common.min_updates),
+        open_within: common.open_within,
         lives: None,
     })
 }

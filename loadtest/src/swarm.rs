@@ -31,9 +31,7 @@ const READ_BYTES: usize = 256 * 1024;
 const EVENTS: usize = 1024;
 /// The longest that a poll sleeps.
 const POLL_MAX: Duration = Duration::from_millis(100);
-/// From the begin of connecting to the 101.
-const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// The same when all come at once: the kernel tries again after 1, 3, 7 and 15 s when the server's queue is full.
+/// [`Job::open_within`] when all come at once, at least: the kernel tries again after 1, 3, 7 and 15 s when the server's queue is full.
 const RETURN_WITHIN: Duration = Duration::from_secs(30);
 /// For the server to answer our close frames.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
@@ -174,7 +172,7 @@ impl Swarm {
             self.sockets.push(None);
             self.connect(token, Auditor::default())?;
         }
-        self.serve_until(Instant::now() + OPEN_WITHIN * 2, |swarm| swarm.shared.awaited == 0)
+        self.serve_until(Instant::now() + self.job.open_within * 2, |swarm| swarm.shared.awaited == 0)
     }
 
     fn connect(&mut self, token: usize, auditor: Auditor) -> io::Result<()> {
@@ -210,7 +208,8 @@ impl Swarm {
         }
         self.alive += 1;
         self.shared.awaited += 1;
-        let within = if self.shared.tally.scattered.is_some() { RETURN_WITHIN } else { OPEN_WITHIN };
+        let least = if self.shared.tally.scattered.is_some() { RETURN_WITHIN } else { Duration::ZERO };
+        let within = self.job.open_within.max(least);
         self.opening.push_back((Instant::now() + within, token));
         if let Some(life) = self.job.life(index, self.shared.tally.upgrade.count()) {
             self.lives.push(Reverse((Instant::now() + life, token)));
@@ -412,7 +411,7 @@ impl Swarm {
 
     /// Waits for those who are on their way in, then until the server has answered everybody.
     fn depart(&mut self) -> io::Result<()> {
-        self.serve_until(Instant::now() + OPEN_WITHIN, |swarm| swarm.shared.awaited == 0)?;
+        self.serve_until(Instant::now() + self.job.open_within, |swarm| swarm.shared.awaited == 0)?;
         self.leave_if(|_| true)?;
         self.serve_until(Instant::now() + LEAVE_WITHIN, |swarm| swarm.alive == 0)?;
         self.shared.tally.count("close frame not answered", u64::from(self.alive));

@@ -10,6 +10,8 @@ use crate::control;
 use crate::frame::{self, Opcode};
 use crate::lead::{Middle, Plan, PublishFrom, Source};
 
+/// Longer than anything here takes.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
 const INIT: &str = r#"{"type":"init","data":{"active_visitors":5,"timestamp":"2025-12-08T10:30:00Z"}}"#;
 const UPDATE: &str = r#"{"type":"realtime_update","data":{"active_visitors":5,"timestamp":"2025-12-08T10:30:05Z"}}"#;
 const PING: &str = r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#;

@@ -175,6 +175,7 @@ fn job(url: String, connections: u32) -> Job {
         slow_share: 0.0,
         slow_manner: SlowManner::Drip,
         heard_min: (0, 0),
+        open_within: Duration::from_secs(10),
         lives: None,
     }
 }
