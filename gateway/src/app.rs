@@ -8,6 +8,12 @@
 //!              hub ◄── broadcaster ◄── relay
 //! ```
 //!
+//! Sockets and what they say are served on a runtime of their own; the loops, and the connection to the backplane, are
+//! on the one that [`App::run`] is called on. A runtime serves who is ready in turn, and after a snapshot 20,000 sockets
+//! are: on one runtime, a beat or an answer of Redis waits behind all of their pongs, for seconds where cores are short,
+//! and the node is taken for dead, or takes Redis for it. Threads get their turn from the kernel, which is fair to those
+//! that need little.
+//!
 //! Every loop is *essential*: the node lives by it, and if it ends before it was told to, the process ends with it
 //! ([`Ending::Failed`]). A node that silently stopped relaying would be worse than one that restarts.
 
@@ -24,6 +30,7 @@ use anyhow::Context;
 use rand::RngExt;
 use shared::ids::NodeId;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -64,6 +71,7 @@ const SAME_WISH_WITHIN: Duration = Duration::from_millis(250);
 /// A node that is built and listens, but does not run yet.
 #[derive(Debug)]
 pub struct App {
+    sockets: Handle,
     public: TcpListener,
     internal: TcpListener,
     config: Config,
@@ -97,13 +105,19 @@ impl Connected {
 }
 
 impl App {
-    /// Opens the listeners and begins to connect. Does not wait for Redis: it may come later.
+    /// Opens the listeners and begins to connect. Does not wait for Redis: it may come later. Clients will be served on
+    /// the runtime of `sockets`.
     ///
     /// # Errors
     /// An address that cannot be listened on, or a Redis URL that cannot be understood.
-    pub fn build(config: Config) -> anyhow::Result<Self> {
+    pub fn build(config: Config, sockets: Handle) -> anyhow::Result<Self> {
         let listen = |address| http::listen(address).with_context(|| format!("cannot listen on {address}"));
-        let (public, internal) = (listen(config.listen)?, listen(config.internal_listen)?);
+        let public = {
+            // A listener belongs to the runtime that it is opened on, and so do the sockets that it accepts.
+            let _entered = sockets.enter();
+            listen(config.listen)?
+        };
+        let internal = listen(config.internal_listen)?;
         let metrics = Arc::new(Metrics::default());
         let page = Page::new(&metrics, Telemetry::metric_exporter(&config)?)?;
         let node = NodeId::from_random(rand::rng().random());
@@ -117,7 +131,7 @@ impl App {
                 Connected::Redis(RedisBackplane::connect(&settings, node, Arc::clone(&metrics)).context("REDIS_URL")?)
             }
         };
-        Ok(Self { public, internal, config, node, clock: Clock::start(), metrics, backplane, page })
+        Ok(Self { sockets, public, internal, config, node, clock: Clock::start(), metrics, backplane, page })
     }
 
     /// Where clients connect.
@@ -138,11 +152,12 @@ impl App {
 
     /// Runs until `stop` yields: the first time begins the drain, the second ends at once.
     pub async fn run(self, mut stop: impl Stop) -> Ending {
-        let Self { public, internal, config, node, clock, metrics, backplane: connected, page } = self;
+        let Self { sockets, public, internal, config, node, clock, metrics, backplane: connected, page } = self;
         let rooms = Rooms::new(config, node, clock, metrics, connected.backplane());
         let mut essential = Essential::default();
         let publisher = rooms.start_loops(&mut essential);
-        rooms.start_listeners(&mut essential, public, publisher, internal, page);
+        rooms.serve_inside(&mut essential, internal, page);
+        rooms.serve_outside(&mut essential, &sockets, public, publisher);
 
         let Rooms { config, hub, admission, metrics, lifecycle, tasks, .. } = rooms;
         let drain = drain::run(settings::drain(&config), &hub, &admission, &metrics, &lifecycle);
@@ -270,44 +285,40 @@ impl Rooms {
         relay::recall::run(backplane, hub, metrics, self.clock, self.lifecycle.clone())
     }
 
-    fn start_listeners(
-        &self,
-        essential: &mut Essential,
-        public: TcpListener,
-        publisher: Publisher,
-        internal: TcpListener,
-        page: Page,
-    ) {
-        let life = &self.lifecycle;
-        let outside = Arc::new(Public {
+    fn serve_outside(&self, essential: &mut Essential, on: &Handle, listener: TcpListener, publisher: Publisher) {
+        let public = Arc::new(Public {
             settings: settings::http(&self.config),
             admission: Arc::clone(&self.admission),
             hub: Arc::clone(&self.hub),
             publisher,
             presence: Arc::clone(&self.presence),
-            lifecycle: life.clone(),
+            lifecycle: self.lifecycle.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
         });
+        let serving = until_stopped(http::serve_public(listener, public), self.lifecycle.clone());
+        essential.start_on(on, "listener", serving);
+    }
+
+    fn serve_inside(&self, essential: &mut Essential, listener: TcpListener, page: Page) {
         let health = Arc::new(Health {
             backplane: Arc::clone(&self.backplane),
             admission: Arc::clone(&self.admission),
             hub: Arc::clone(&self.hub),
             metrics: Arc::clone(&self.metrics),
             vitals: Arc::clone(&self.vitals),
-            lifecycle: life.clone(),
+            lifecycle: self.lifecycle.clone(),
         });
-        let inside = Arc::new(Internal {
+        let internal = Arc::new(Internal {
             page,
             health,
-            lifecycle: life.clone(),
+            lifecycle: self.lifecycle.clone(),
             vitals: Arc::clone(&self.vitals),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
             clock: self.clock,
         });
-        essential.start("listener", until_stopped(http::serve_public(public, outside), life.clone()));
-        essential.start("internal listener", http::serve_internal(internal, inside));
+        essential.start("internal listener", http::serve_internal(listener, internal));
     }
 }
 

@@ -8,6 +8,7 @@ use gateway::config::{Args, Config, Environment};
 use gateway::healthcheck;
 use gateway::lifecycle::Ending;
 use gateway::telemetry::Telemetry;
+use tokio::runtime::{Builder, Runtime};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -24,6 +25,13 @@ const EXIT_SOFTWARE: u8 = 70;
 /// to wake it costs more than the task (docs/BENCHMARKS.md, handshakes).
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+/// Two runtimes (ADR 22): the sockets' has the [`workers`]; the other one, on this thread, has all that the node lives
+/// by.
+fn runtimes() -> std::io::Result<(Runtime, Runtime)> {
+    let sockets = Builder::new_multi_thread().worker_threads(workers()).thread_name("sockets").enable_all().build()?;
+    Ok((sockets, Builder::new_current_thread().enable_all().build()?))
 }
 
 fn main() -> ExitCode {
@@ -48,8 +56,8 @@ fn main() -> ExitCode {
     if let Some(address) = &args.healthcheck {
         return healthcheck::run(address, config.internal_listen);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
-        Ok(runtime) => runtime,
+    let (sockets, runtime) = match runtimes() {
+        Ok(runtimes) => runtimes,
         Err(error) => {
             eprintln!("gateway: cannot start the runtime: {error}");
             return ExitCode::from(EXIT_UNAVAILABLE);
@@ -65,7 +73,7 @@ fn main() -> ExitCode {
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), descriptors = ?descriptors.ok(), "gateway starts");
     let ending = runtime.block_on(async {
-        let app = App::build(config)?;
+        let app = App::build(config, sockets.handle().clone())?;
         tracing::info!(public = %app.public_address()?, internal = %app.internal_address()?, "listening");
         anyhow::Ok(app.run(Signals::new()?).await)
     });
@@ -81,6 +89,7 @@ fn main() -> ExitCode {
         Ok(Ending::Failed(part)) => {
             tracing::error!(part, "a part that the node lives by failed");
             // Other threads may hang with it: do not wait for them.
+            sockets.shutdown_background();
             runtime.shutdown_background();
             ExitCode::from(EXIT_SOFTWARE)
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
@@ -21,6 +22,17 @@ impl Essential {
     /// Starts a loop.
     pub(super) fn start(&mut self, name: &'static str, body: impl Future<Output = ()> + Send + 'static) {
         let id = self.loops.spawn(body).id();
+        self.names.insert(id, name);
+    }
+
+    /// Starts a loop on another runtime than this one.
+    pub(super) fn start_on(
+        &mut self,
+        on: &Handle,
+        name: &'static str,
+        body: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let id = self.loops.spawn_on(body, on).id();
         self.names.insert(id, name);
     }
 
