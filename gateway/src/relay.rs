@@ -416,7 +416,7 @@ impl Relay {
     // Inv. GAP
     async fn announce(&self, gap: Gap) {
         self.parts.metrics.gaps.add(gap.entries);
-        self.send(MessageKind::Gap, encode_gap(gap.from, gap.to), None).await;
+        self.send(MessageKind::Gap, encode_gap(gap.from, None), None).await;
     }
 
     async fn broadcast(&self, message: Broadcast) {

@@ -85,6 +85,16 @@ impl World {
         }
     }
 
+    /// Publishes page views, one each millisecond; the last one's id.
+    async fn events(&self, count: usize) -> EventId {
+        for _ in 1..count {
+            self.pass(1);
+            self.event("/a").await;
+        }
+        self.pass(1);
+        self.event("/a").await
+    }
+
     /// Publishes the snapshot of the present slot.
     async fn tick(&self) -> Snapshot {
         let lease = self.backplane.claim(NodeId::from_random(9), Duration::from_secs(3)).await.expect("answers").lease;
@@ -366,6 +376,32 @@ async fn a_hole_is_announced_before_what_comes_behind_it() {
     let gap = world.next().await;
     assert_eq!((gap.kind, gap.text), (MessageKind::Gap, encode_gap(Some(last), None)));
     assert_eq!(world.next().await.id, oldest);
+}
+
+// Inv. ORDER, Inv. GAP: Redis was restored from a backup, and all that it holds was read so long ago that nobody remembers.
+// Clients go on from the `to` of a gap: from the backup's end, they would get all that came after it once more.
+#[tokio::test]
+async fn the_gap_of_an_old_backup_leads_nobody_back() {
+    let mut world = World::new();
+    let mut relay = world.relay.take().expect("not run yet");
+    relay.start().await.expect("answers");
+    let (backup, last) = (world.events(50).await, world.events(REMEMBERED_MAX + 26).await);
+    while relay.cursor.anchor() != Some(last) {
+        relay.read().await.expect("answers");
+        // More than the queue holds.
+        while within(world.heard.next()).await.expect("the relay lives").id != relay.cursor.anchor() {}
+    }
+    world.now.store(START, Ordering::Relaxed);
+    world.backplane.replace(memory(&world.now));
+    assert_eq!(world.events(50).await, backup);
+    relay.check_place().await.expect("answers");
+    world.now.store(last.stream.ms, Ordering::Relaxed);
+    let new = world.events(1).await;
+    relay.read().await.expect("answers");
+
+    let gap = within(world.next()).await;
+    assert_eq!((gap.kind, gap.text), (MessageKind::Gap, encode_gap(Some(last), None)));
+    assert_eq!(within(world.next()).await.id, Some(new));
 }
 
 // Inv. SLOT, Inv. GAP: the embedded stream keeps its entries; what it says of their number shows one that was missed.
