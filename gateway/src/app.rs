@@ -231,7 +231,7 @@ impl Rooms {
             admission: Arc::clone(&self.admission),
             presence: Arc::clone(&self.presence),
             members: cluster.report(),
-            first_snapshot: relay.first_snapshot(),
+            first_snapshot: self.hub.has_state(),
         };
 
         let hub = || Arc::clone(&self.hub);

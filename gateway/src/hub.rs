@@ -60,6 +60,7 @@ use shared::ids::{ConnId, EventId};
 use shared::message::{CLIENT_MESSAGE_BYTES_MAX, Freshness, MessageKinds, Snapshot};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::conn::Conn;
@@ -305,6 +306,12 @@ impl Hub {
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.core.published().state
+    }
+
+    /// Becomes true when there is a state.
+    #[must_use]
+    pub fn has_state(&self) -> watch::Receiver<bool> {
+        self.core.has_state.subscribe()
     }
 
     /// How many sockets there are.

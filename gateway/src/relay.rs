@@ -109,8 +109,6 @@ pub struct Relay {
     handover: Handover,
     /// The last snapshot that is known.
     last: Option<State>,
-    /// The hub has a state to greet sockets with.
-    primed: watch::Sender<bool>,
     /// The place in the stream must be checked before it is read.
     in_doubt: bool,
     /// The last read failed.
@@ -137,7 +135,6 @@ impl Relay {
             watch,
             handover: Handover::default(),
             last: None,
-            primed: watch::Sender::new(false),
             in_doubt: false,
             reads_fail: false,
             read_max: READ_MAX,
@@ -148,12 +145,6 @@ impl Relay {
             mentioned_at: None,
             parts,
         }
-    }
-
-    /// Becomes true when the hub has a state to greet sockets with.
-    #[must_use]
-    pub fn first_snapshot(&self) -> watch::Receiver<bool> {
-        self.primed.subscribe()
     }
 
     /// Reads and hands on until the process stops. Essential: without it the node is mute.
@@ -212,7 +203,9 @@ impl Relay {
         let state = State { snapshot, freshness, id: newest.map(|(_, id, _)| id) };
         self.last = Some(state);
         if freshness == Freshness::Fresh {
-            self.prime(state);
+            // Inv. ORDER: this one alone goes past the broadcaster, as no message brings it. Were one that does told before
+            // its pass, a socket that joins in between would get it twice.
+            self.parts.hub.prime(state);
         }
         Ok(())
     }
@@ -341,7 +334,6 @@ impl Relay {
         if freshness == Freshness::Stale && more_follows {
             return Relayed::Duplicate;
         }
-        self.prime(state);
         self.send_state(state, Some(entry)).await;
         Relayed::Delivered
     }
@@ -396,7 +388,6 @@ impl Relay {
         }
         if let Some(last) = self.last {
             let state = State { freshness: Freshness::Stale, ..last };
-            self.prime(state);
             self.send_state(state, None).await;
         }
     }
@@ -405,14 +396,6 @@ impl Relay {
         let wait = self.backoff.next_delay(&mut rand::rng());
         tracing::debug!(%error, wait_ms = wait.as_millis(), "the stream cannot be read");
         self.attend(tokio::time::sleep(wait)).await;
-    }
-
-    /// Gives the hub its first state.
-    fn prime(&self, state: State) {
-        if !*self.primed.borrow() {
-            self.parts.hub.prime(state);
-            self.primed.send_replace(true);
-        }
     }
 
     async fn send_state(&self, state: State, entry: Option<&Entry>) {
@@ -429,7 +412,7 @@ impl Relay {
     // Inv. GAP
     async fn announce(&self, gap: Gap) {
         self.parts.metrics.gaps.add(gap.entries);
-        self.send(MessageKind::Gap, encode_gap(gap.from, gap.to), None).await;
+        self.send(MessageKind::Gap, encode_gap(gap.from, None), None).await;
     }
 
     async fn broadcast(&self, message: Broadcast) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use shared::ids::EventId;
 use shared::message::{encode_init, with_id};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::outbox::{Loss, Resync};
 use super::replay::Waiting;
@@ -54,6 +54,8 @@ pub(super) struct Core {
     pub(super) settings: HubSettings,
     pub(super) metrics: Arc<Metrics>,
     stage: RwLock<Stage>,
+    /// There is a state that a joining socket starts from.
+    pub(super) has_state: watch::Sender<bool>,
     /// Sockets that catch up and wait for more than their connection.
     waiting: Arc<AtomicUsize>,
     /// The last wish to have the stream read to its end.
@@ -71,6 +73,7 @@ impl Core {
             settings,
             metrics,
             stage: RwLock::new(Stage { published: Published::default(), ring }),
+            has_state: watch::Sender::new(false),
             waiting: Arc::default(),
             end_asked: AtomicU64::new(0),
             past_asked: Notify::new(),
@@ -99,6 +102,7 @@ impl Core {
         let published = &mut self.stage.write().published;
         published.state = Some(state);
         published.last_id = published.last_id.or(state.id);
+        self.has_state.send_replace(true);
     }
 
     /// Begins a pass: says what it brings, before any socket gets it. Returns its number and the last id before it.
@@ -108,6 +112,7 @@ impl Core {
         let mut stage = self.stage.write();
         let Stage { published, ring } = &mut *stage;
         let before = published.last_id;
+        let is_first_state = published.state.is_none() && brought.state.is_some();
         *published = Published {
             sequence: published.sequence + 1,
             state: brought.state.or(published.state),
@@ -117,6 +122,9 @@ impl Core {
         brought.items.into_iter().for_each(|item| ring.push(item));
         let (sequence, size) = (published.sequence, ring.size());
         drop(stage);
+        if is_first_state {
+            self.has_state.send_replace(true);
+        }
         self.metrics.replay_size(size);
         (sequence, before)
     }

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | is in the ring | what came after it |
 //! | is older than the ring | the ring is extended, once for all who wait; then the same, or a gap up to its beginning |
-//! | is newer than all that is known | nothing, until the relay has read the stream to its end after this client came: the node may lag behind the one that the client comes from. Then what came after it, or a gap up to now |
+//! | is newer than all that is known | nothing, until the relay has read the stream to its end after this client came: the node may lag behind the one that the client comes from. Then what came after it, or an open gap |
 //! | is not the entry that stands there | a gap up to now |
 //!
 //! Two things are not replayed. Numbers of the past are nobody's news: of snapshots only the newest counts, and whenever
@@ -204,7 +204,9 @@ impl Replay {
             Found::Ahead => match end {
                 None => Start::Not(Step::AskEnd),
                 Some(number) if published.read_to_end < number => Start::Not(Step::Wait),
-                Some(_) => up_to_now(Resume::Unknown),
+                // Inv. ORDER: all that is known lies behind what the client has, and a `to` there would lead it back: another
+                // node may well find it again.
+                Some(_) => at(ring.end(), Some(None), Resume::Unknown),
             },
         }
     }

@@ -194,6 +194,11 @@ fn repeat(n: u64) -> Broadcast {
     Broadcast { kind: MessageKind::RealtimeUpdate, text, id: None, state: Some(state) }
 }
 
+/// The relay found that the stream has lost what came after the `n`th entry.
+fn hole(n: u64) -> Broadcast {
+    Broadcast { kind: MessageKind::Gap, text: encode_gap(Some(id(n)), None), id: None, state: None }
+}
+
 fn events(numbers: impl IntoIterator<Item = u64>) -> Vec<Got> {
     numbers.into_iter().map(Got::Event).collect()
 }
@@ -242,7 +247,8 @@ fn who_comes_from_the_future_waits_until_that_is_sure() {
     world.published.read_to_end = world.asked_end;
     world.finish();
     world.pass(&[news(7)]);
-    assert_eq!(world.got(), [Got::Gap(Some(100), Some(6)), Got::Event(7)]);
+    // Inv. ORDER: `to` is where a client goes on, and must not lead it back behind what it has.
+    assert_eq!(world.got(), [Got::Gap(Some(100), None), Got::Event(7)]);
     // In a stream without an entry nothing has an id.
     let mut world = World::new(ROOM, 0..0, false, id(100));
     while world.pump(usize::MAX) {}
@@ -333,19 +339,23 @@ fn who_reads_more_slowly_than_the_past_goes_by_gets_a_gap_up_to_now() {
 fn behind_a_hole_a_gap_up_to_now_is_open() {
     let foreign = EventId { digest: EntryDigest::of("", b"foreign"), ..id(3) };
     let mut world = World::new(ROOM, 1..=5, false, foreign);
-    let text = encode_gap(Some(id(5)), None);
-    world.pass(&[Broadcast { kind: MessageKind::Gap, text, id: None, state: None }]);
+    world.pass(&[hole(5)]);
     world.finish();
     world.pass(&[news(6)]);
     assert_eq!(world.answer().0, [Got::Gap(Some(3), None), Got::Event(6)]);
+    // It is ahead of a node that finds the hole before it has read to the end.
+    let mut world = World::new(ROOM, 1..=3, false, id(100));
+    world.pass(&[hole(3)]);
+    while world.pump(usize::MAX) {}
+    world.published.read_to_end = world.asked_end;
+    assert_eq!(world.answer(), (vec![Got::Gap(Some(100), None)], vec![Resume::Unknown]));
 }
 
 // Inv. GAP: a hole that the relay found is said to all who were away when it was.
 #[test]
 fn holes_are_replayed_in_their_places() {
     let mut world = World::new(ROOM, 1..=3, false, id(2));
-    let text = encode_gap(Some(id(3)), None);
-    world.pass(&[Broadcast { kind: MessageKind::Gap, text, id: None, state: None }, news(9)]);
+    world.pass(&[hole(3), news(9)]);
     assert_eq!(world.answer().0, [Got::Event(3), Got::Gap(Some(3), None), Got::Event(9)]);
 }
 
@@ -354,6 +364,8 @@ fn holes_are_replayed_in_their_places() {
 enum Happening {
     /// A pass with that many events and perhaps a snapshot begins.
     Pass(u64, bool),
+    /// A pass begins that says that the stream has a hole here.
+    Hole,
     /// It comes to the client.
     Visit,
     /// The kernel takes that many bytes.
@@ -367,6 +379,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         3 => (0u64..5, any::<bool>()).prop_map(|(events, snapshot)| Happening::Pass(events, snapshot)),
+        1 => Just(Happening::Hole),
         1 => Just(Happening::Visit),
         3 => (0usize..400).prop_map(Happening::Room),
         1 => Just(Happening::End),
@@ -374,11 +387,32 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
+/// What a client was told that it will not get.
+#[derive(Debug)]
+struct Gap {
+    from: u64,
+    /// The first that is not missing any more.
+    before: u64,
+    to: Option<u64>,
+}
+
+impl Gap {
+    fn names(&self, n: u64) -> bool {
+        self.from < n && n < self.before
+    }
+
+    /// Whether it tells of what the stream has lost right after the `n`th entry. A gap that ends with that entry does not.
+    fn covers_hole(&self, n: u64) -> bool {
+        self.from <= n && n + 1 < self.before + u64::from(self.to.is_none())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     // Inv. ORDER, Inv. GAP: however passes, writes of any length, fetches and overruns interleave, a client gets each
-    // event after its last at most once and in order, and whatever it does not get lies in a gap that it was told.
+    // event after its last at most once and in order, and whatever it does not get lies in a gap that it was told; so
+    // does what the stream itself has lost.
     #[test]
     fn no_hole_and_no_duplicate(
         room in prop_oneof![Just(ROOM), 500usize..6_000],
@@ -392,7 +426,7 @@ proptest! {
         let last_id = EventId { digest, ..id(last) };
         let mut end = begins + known;
         let mut world = World::new(room, begins..end, true, last_id);
-        let mut snapshots = Vec::new();
+        let (mut snapshots, mut holes) = (Vec::new(), Vec::new());
         let all = happenings.into_iter().chain([Happening::Past(30), Happening::End, Happening::Pass(3, true)]);
         for happening in all {
             match happening {
@@ -405,6 +439,10 @@ proptest! {
                         end += 1;
                     }
                     world.begin(&pass);
+                }
+                Happening::Hole => {
+                    world.begin(&[hole(end - 1)]);
+                    holes.push(end - 1);
                 }
                 Happening::Visit => world.visit(),
                 Happening::Room(room) => { world.pump(room); }
@@ -436,35 +474,50 @@ proptest! {
 
         // A foreign id is no place in this stream.
         let (mut at, mut gaps, mut heard) = (if foreign { 0 } else { last }, Vec::new(), Vec::new());
+        // Where gaps begin that end before whatever comes next.
+        let mut open = Vec::new();
         for got in world.got() {
             match got {
-                Got::Event(n) => {
-                    prop_assert!(n > at, "event {} after {}", n, at);
-                    (at, _) = (n, heard.push(n));
-                }
-                Got::Update(n) => {
-                    prop_assert!(n > at, "update {} after {}", n, at);
+                Got::Event(n) | Got::Update(n) => {
+                    prop_assert!(n > at, "{} after {}", n, at);
+                    gaps.extend(open.drain(..).map(|from| Gap { from, before: n, to: None }));
+                    if matches!(got, Got::Event(_)) {
+                        heard.push(n);
+                    }
                     at = n;
                 }
                 Got::Gap(from, to) => {
-                    let (from, to) = (from.expect("it came from somewhere"), to.expect("something is known"));
+                    let from = from.expect("it came from somewhere");
                     prop_assert!(from >= at, "a gap from {} behind {}", from, at);
-                    gaps.push((from, to));
-                    at = at.max(to);
+                    let is_answer = gaps.is_empty() && open.is_empty();
+                    let leads_back = is_answer && to.is_some_and(|to| to < from);
+                    prop_assert!(!leads_back, "the answer is a gap from {} to {:?}", from, to);
+                    let from = if foreign && is_answer { 0 } else { from };
+                    match to {
+                        Some(to) => {
+                            gaps.push(Gap { from, before: to + 1, to: Some(to) });
+                            at = to;
+                        }
+                        None => open.push(from),
+                    }
                 }
                 Got::Init { .. } => {}
             }
         }
         prop_assert_eq!(at, end, "it is live");
         let missing = |n: &u64| !heard.contains(n) && !snapshots.contains(n);
-        let owed_after = if foreign { gaps[0].1 } else { last };
+        let owed_after = if foreign { gaps[0].before - 1 } else { last };
         for n in (owed_after + 1..=end).filter(missing) {
-            prop_assert!(gaps.iter().any(|(from, to)| *from < n && n <= *to), "{} is missing, unsaid: {:?}", n, gaps);
+            prop_assert!(gaps.iter().any(|gap| gap.names(n)), "{} is missing, unsaid: {:?}", n, gaps);
         }
         for n in &heard {
-            prop_assert!(!gaps.iter().any(|(from, to)| from < n && n <= to), "{} is said to be missing", n);
+            prop_assert!(!gaps.iter().any(|gap| gap.names(*n)), "{} is said to be missing", n);
+        }
+        for after in holes.iter().filter(|after| **after >= owed_after) {
+            prop_assert!(gaps.iter().any(|gap| gap.covers_hole(*after)), "a hole after {}, unsaid: {:?}", after, gaps);
         }
         // And nothing is said to be missing that need not be.
-        prop_assert!(foreign || room < ROOM || last < begins || gaps.is_empty(), "{:?}", gaps);
+        let needed = |gap: &Gap| gap.to.is_none() && holes.contains(&gap.from);
+        prop_assert!(foreign || room < ROOM || last < begins || gaps.iter().all(needed), "{:?}", gaps);
     }
 }

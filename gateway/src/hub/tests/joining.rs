@@ -116,3 +116,23 @@ async fn a_stopped_process_stops_its_broadcaster_and_sweeper() {
     }
     assert_eq!(sender.send(update(1)).await, Err(broadcast::Ended));
 }
+
+// Inv. ORDER: the first state is there for those who join when its pass has begun, and not before.
+#[tokio::test]
+async fn the_first_state_comes_with_its_pass() {
+    let (metrics, clock) = (Arc::new(Metrics::default()), Clock::start());
+    let hub = Hub::new(HubSettings::default(), clock, Arc::clone(&metrics), Arc::new(Vitals::new(clock)));
+    let rig = Rig::of(hub, metrics).await;
+    let has_state = rig.hub.has_state();
+    rig.pass(&[event(1, 10)]);
+    assert!(!*has_state.borrow());
+    rig.pass(&[update(2)]);
+    assert!(*has_state.borrow());
+    let mut client = rig.open(Ids::With, b"", None).await;
+    let init = client.text().await;
+    assert!(init.starts_with(r#"{"type":"init""#), "{init}");
+    rig.pass(&[update(3)]);
+    assert_eq!(id_of(&client.text().await), Some(3));
+    drop(client);
+    rig.emptied().await;
+}
