@@ -398,7 +398,10 @@ async fn an_id_that_never_was_gets_a_gap_up_to_now() {
             viewer.read(&mut client, |viewer| !viewer.gaps.is_empty()).await;
             let (from, to) = viewer.gaps[0];
             assert_eq!(from, Some(last));
-            assert!(to.is_some_and(|to| to.stream >= ids[9].stream), "up to now: {to:?}");
+            // Inv. ORDER: an end that lies behind what the client had would lead it back.
+            let up_to_now = to.is_some_and(|to| to.stream >= ids[9].stream);
+            assert_eq!(up_to_now, last != future, "up to now, or open: {to:?}");
+            assert_eq!(to.is_none(), last == future);
             stream(&mut redis, [page]).await;
             viewer.read(&mut client, |viewer| !viewer.pages.is_empty()).await;
             viewer.assert_heard([page]);
