@@ -33,7 +33,7 @@ const EVENTS: usize = 1024;
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// [`Job::open_within`] when all come at once, at least: the kernel tries again after 1, 3, 7 and 15 s when the server's queue is full.
 const RETURN_WITHIN: Duration = Duration::from_secs(30);
-/// For the server to answer our close frames.
+/// For the server to answer our close frames, at least; [`Job::open_within`] if that is more.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// What a life is longer by when it would end before it has begun.
 const LIFE_MORE: Duration = Duration::from_millis(20);
@@ -339,6 +339,8 @@ impl Swarm {
         let refuses_pings = self.shared.answer_pings == YesNo::No;
         let expected = match &end {
             End::Closed(1000, _) if socket.is_leaving() => Expected::Yes,
+            // It answers no pings any more, and the server may not have read its goodbye yet.
+            End::Closed(NO_PONG, _) if socket.is_leaving() => Expected::Yes,
             End::Closed(code, _) if refuses_pings && *code == NO_PONG => Expected::Yes,
             // A server may close who does not read.
             End::Closed(..) | End::Lost(_) if socket.reader == Reader::Slow => Expected::Yes,
@@ -413,7 +415,7 @@ impl Swarm {
     fn depart(&mut self) -> io::Result<()> {
         self.serve_until(Instant::now() + self.job.open_within, |swarm| swarm.shared.awaited == 0)?;
         self.leave_if(|_| true)?;
-        self.serve_until(Instant::now() + LEAVE_WITHIN, |swarm| swarm.alive == 0)?;
+        self.serve_until(Instant::now() + LEAVE_WITHIN.max(self.job.open_within), |swarm| swarm.alive == 0)?;
         self.shared.tally.count("close frame not answered", u64::from(self.alive));
         Ok(())
     }
