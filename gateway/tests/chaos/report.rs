@@ -323,24 +323,14 @@ impl Summary {
             sum(&|record| record.had.refused),
             self.records.iter().map(|record| record.violations.len()).sum::<usize>(),
         );
-        for record in self.records.iter().filter(|record| !record.violations.is_empty()) {
-            let _ = writeln!(
-                text,
-                "violated: seed {} ({}): {}",
-                record.seed,
-                record.topology,
-                record.violations.join(", ")
-            );
-        }
-        for record in self.records.iter().filter(|record| !record.void.is_empty()) {
-            let _ = writeln!(
-                text,
-                "void and repeated: seed {} ({}): {}",
-                record.seed,
-                record.topology,
-                record.void.join("; ")
-            );
-        }
+        let mut list = |what: &str, separator: &str, of: fn(&Record) -> &Vec<String>| {
+            for record in self.records.iter().filter(|record| !of(record).is_empty()) {
+                let found = of(record).join(separator);
+                let _ = writeln!(text, "{what}: seed {} ({}): {found}", record.seed, record.topology);
+            }
+        };
+        list("violated", ", ", |record| &record.violations);
+        list("void and repeated", "; ", |record| &record.void);
         text
     }
 }
