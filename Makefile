@@ -60,8 +60,8 @@ chaos-pauses: redis-server ## SIGSTOP of the ticker for 20 s, 50 times (PAUSES=â
 	PAUSES=$(PAUSES) JOBS=$(JOBS) REDIS_SERVER=$(REDIS_SERVER) $(LAB) -- --ignored --exact --nocapture pauses::pauses
 
 .PHONY: chaos-planted
-chaos-planted: redis-server ## Does the failure lab find bugs that are planted for it?
-	$(LAB) --features planted-bugs -- --ignored --nocapture --test-threads 1 planted::
+chaos-planted: redis-server ## Does the failure lab find the bugs that are planted for it? (JOBS=4)
+	JOBS=$(JOBS) REDIS_SERVER=$(REDIS_SERVER) $(LAB) --features planted-bugs -- --ignored --exact --nocapture hunt::all_planted_bugs_are_found
 
 .PHONY: chaos-valkey test-valkey
 chaos-valkey: ## The failure lab against Valkey: two seeds of each topology; installs valkey-server when missing (apt-get)

@@ -251,7 +251,7 @@ impl Relay {
     /// Checks that the cursor's place still leads to what comes, and finds another if it does not.
     // Inv. GAP
     async fn check_place(&mut self) -> Result<()> {
-        if !planted::has(Bug::NoCursorCheck) && !self.place_holds().await? {
+        if !self.place_holds().await? {
             let backplane = Arc::clone(&self.parts.backplane);
             let entries = self.attend(backplane.newest(self.look_back)).await;
             if entries == Err(BackplaneError::Timeout) {
@@ -270,6 +270,9 @@ impl Relay {
     }
 
     async fn place_holds(&mut self) -> Result<bool> {
+        if planted::has(Bug::NoCursorCheck) {
+            return Ok(true);
+        }
         let backplane = Arc::clone(&self.parts.backplane);
         let Some(anchor) = self.cursor.anchor() else {
             let newest = self.attend(backplane.newest(1)).await?;

@@ -26,10 +26,14 @@ pub(crate) struct Evidence {
     pub(crate) interval_ms: Ms,
     /// Sockets that one address may hold.
     pub(crate) cap: usize,
-    /// Visitors: how many there are from when all clients have connected.
+    /// Visitors: how many there are from when all clients have connected…
     pub(crate) visitors: u64,
+    /// …which was before this: all of them had been shown that number.
+    pub(crate) complete: Ms,
     /// The longest time for which the lab itself was not scheduled: who waits for a processor is not late.
     pub(crate) stall_ms: Ms,
+    /// Why the run was ended before its plan was, and before all had come to rest: what is only true then is not judged.
+    pub(crate) cut_short: Option<String>,
     /// When the clients were told to leave.
     pub(crate) ended: Ms,
     /// All gateway processes.

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gateway::clock::Clock;
+use tokio_util::sync::CancellationToken;
 
 use crate::plan::{Plan, Topology};
 use crate::report::{self, Earlier, Record, Summary};
@@ -15,11 +16,11 @@ use crate::support::redis_server;
 /// Fresh seeds of one call.
 const RUNS: u64 = 20;
 /// Runs at a time: they mostly wait.
-const JOBS: usize = 4;
+pub(crate) const JOBS: usize = 4;
 /// From one start to the next, so that they do not all start their processes at the same time.
 const STAGGER: Duration = Duration::from_secs(2);
 /// A run that was void is made again, with its seed, until it has been made so often.
-const TRIES_MAX: usize = 3;
+pub(crate) const TRIES_MAX: usize = 3;
 
 /// What the caller wants.
 struct Options {
@@ -98,96 +99,86 @@ fn unfinished(seed: u64) -> String {
 /// help.
 fn runs(options: Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
     let mut failed = Vec::new();
-    let mut waiting: VecDeque<(u64, usize)> = options.seeds.into_iter().map(|seed| (seed, 1)).collect();
-    let (finished, results) = mpsc::sync_channel(options.jobs);
+    let jobs = options.seeds.iter().map(|seed| Job::first(*seed, options.topology, conditions)).collect();
+    pool(options.jobs, jobs, |job, outcome, waiting| {
+        tell(job.seed, outcome.as_ref());
+        match outcome.map(|outcome| outcome.verdict) {
+            Some(verdict) if verdict.violations.is_empty() && verdict.void.is_empty() => {}
+            Some(verdict) if verdict.violations.is_empty() && job.tries < TRIES_MAX => waiting.push_back(job.again()),
+            // A run that cannot be made, or did not come to its end, has shown nothing.
+            _ => failed.push(job.seed),
+        }
+        if !failed.is_empty() && !options.keep_going {
+            waiting.clear();
+        }
+    });
+    failed
+}
+
+/// A run that waits to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) seed: u64,
+    pub(crate) topology: Option<Topology>,
+    pub(crate) conditions: Conditions,
+    /// How often it will have been made.
+    pub(crate) tries: usize,
+    /// Nobody wants to know any more.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Job {
+    pub(crate) fn first(seed: u64, topology: Option<Topology>, conditions: Conditions) -> Self {
+        Self { seed, topology, conditions, tries: 1, stop: CancellationToken::new() }
+    }
+
+    pub(crate) fn again(self) -> Self {
+        Self { tries: self.tries + 1, ..self }
+    }
+}
+
+/// Makes these runs, so many at a time, and tells of each with what waits, which may be changed. None: it did not come to
+/// its end. Those that are stopped are not told of.
+pub(crate) fn pool(
+    jobs: usize,
+    mut waiting: VecDeque<Job>,
+    mut tell: impl FnMut(Job, Option<Outcome>, &mut VecDeque<Job>),
+) {
+    let (finished, results) = mpsc::sync_channel(jobs);
     let mut running = 0;
     loop {
-        while running < options.jobs
-            && (failed.is_empty() || options.keep_going)
-            && let Some((seed, tries)) = waiting.pop_front()
+        waiting.retain(|job| !job.stop.is_cancelled());
+        while running < jobs
+            && let Some(job) = waiting.pop_front()
         {
             if running > 0 {
                 thread::sleep(STAGGER);
             }
-            let (plan, finished) = (Plan::of(seed, options.topology), finished.clone());
+            let finished = finished.clone();
             running += 1;
             // A thread of its own for each: its children die with it, and a panic is one run's.
             thread::spawn(move || {
-                let outcome = thread::spawn(move || alone(plan, conditions)).join().ok();
-                let _ = finished.send((seed, tries, outcome));
+                let alone = job.clone();
+                let outcome = thread::spawn(move || alone.make()).join().ok().flatten();
+                let _ = finished.send((job, outcome));
             });
         }
         if running == 0 {
-            return failed;
+            return;
         }
         running -= 1;
-        let (seed, tries, outcome) = results.recv().expect("the sender is here");
-        tell(seed, outcome.as_ref());
-        match outcome.map(|outcome| outcome.verdict) {
-            Some(verdict) if !verdict.violations.is_empty() => failed.push(seed),
-            Some(verdict) if verdict.void.is_empty() => {}
-            Some(_) if tries < TRIES_MAX => waiting.push_back((seed, tries + 1)),
-            // A run that cannot be made, or did not come to its end, has shown nothing.
-            _ => failed.push(seed),
+        let (job, outcome) = results.recv().expect("the sender is here");
+        if !job.stop.is_cancelled() {
+            tell(job, outcome, &mut waiting);
         }
     }
 }
 
-/// A run on this thread.
-fn alone(plan: Plan, conditions: Conditions) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(run(plan, conditions))
-}
-
-/// The lab finds what it is for: each bug that gateways are built with here, within twenty seeds.
-#[cfg(feature = "planted-bugs")]
-mod planted {
-    use super::*;
-
-    const SEEDS: std::ops::Range<u64> = 1..21;
-
-    fn check(bug: &'static str) {
-        let options =
-            Options { seeds: SEEDS.collect(), jobs: JOBS, topology: None, keep_going: false, earlier: Earlier::Kept };
-        let begun = Instant::now();
-        let mut found: Vec<String> = Vec::new();
-        let failed = runs(options, Conditions { bug: Some(bug), ..Conditions::default() }, |seed, outcome| {
-            let Some(outcome) = outcome else { return };
-            let rules = outcome.verdict.violations.iter().map(|violation| violation.rule);
-            found.extend(rules.map(|rule| format!("seed {seed}: {rule}")));
-        });
-        assert!(!failed.is_empty() && !found.is_empty(), "{bug} was not found with seeds {SEEDS:?}");
-        found.dedup();
-        eprintln!("{bug}: found after {} s; {found:?}", begun.elapsed().as_secs());
-    }
-
-    #[test]
-    #[ignore = "`make chaos-planted` runs it"]
-    fn no_cursor_check() {
-        check("no-cursor-check");
-    }
-
-    #[test]
-    #[ignore = "`make chaos-planted` runs it"]
-    fn publish_twice() {
-        check("publish-twice");
-    }
-
-    #[test]
-    #[ignore = "`make chaos-planted` runs it"]
-    fn counts_by_difference() {
-        check("counts-by-difference");
-    }
-
-    #[test]
-    #[ignore = "`make chaos-planted` runs it"]
-    fn no_slot_check() {
-        check("no-slot-check");
-    }
-
-    #[test]
-    #[ignore = "`make chaos-planted` runs it"]
-    fn no_reregistration() {
-        check("no-reregistration");
+impl Job {
+    /// Makes the run, on this thread. None when it was stopped; its processes end with it.
+    fn make(self) -> Option<Outcome> {
+        let plan = Plan::of(self.seed, self.topology);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(self.stop.run_until_cancelled(run(plan, self.conditions)))
     }
 }

@@ -12,6 +12,8 @@
 mod audit;
 mod evidence;
 mod fleet;
+#[cfg(feature = "planted-bugs")]
+mod hunt;
 mod lab;
 mod pauses;
 mod plan;

@@ -129,6 +129,7 @@ async fn trial(seed: u64, moments: &[Moment], away: Duration) -> Trial {
     let mut stalls = JoinSet::new();
     stalls.spawn(worst_stall(Arc::clone(&stage)));
     until(WELL_WITHIN, || all_well(&stage, 0)).await.expect("all viewers see a fresh number at first");
+    let complete = stage.now();
 
     let mut pauses = Vec::new();
     for moment in moments {
@@ -155,7 +156,9 @@ async fn trial(seed: u64, moments: &[Moment], away: Duration) -> Trial {
         interval_ms: ms(INTERVAL),
         cap: VIEWERS,
         visitors: VIEWERS as u64,
+        complete,
         stall_ms,
+        cut_short: None,
         ended,
         nodes: fleet.logs.clone(),
         sessions,
@@ -199,13 +202,13 @@ fn viewer(index: usize) -> Viewer {
     }
 }
 
-/// Whether all viewers have a socket, a number that was counted after that, and an event from after it.
+/// Whether all viewers have a socket, the true number, counted after that, and an event from after it.
 fn all_well(stage: &Stage, after: Ms) -> bool {
     let live = |newest| newest >= after || stage.no_more_events.is_cancelled();
     stage.sights.lock().iter().all(|sight| {
         // Timestamps of snapshots are whole seconds.
         let fresh = sight.counted.is_some_and(|counted| counted + 1_000 > after);
-        sight.at.is_some() && fresh && live(sight.newest)
+        sight.at.is_some() && fresh && sight.visitors == VIEWERS as u64 && live(sight.newest)
     })
 }
 

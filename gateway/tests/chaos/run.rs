@@ -21,7 +21,7 @@ use crate::viewer::{self, Resume, Viewer};
 
 /// All viewers see a fresh number before this, or the run cannot begin.
 const WARM_WITHIN: Duration = Duration::from_secs(30);
-/// How long the lab looks for healing; what is too late is judged later.
+/// How long the lab looks for healing, if it wants to know how late it comes; what is too late is judged later.
 const HEALED_WITHIN: Duration = Duration::from_secs(40);
 /// After healing nothing happens for a while: what was broken in a way that shows late, shows.
 const CALM: Duration = Duration::from_millis(1_500);
@@ -50,12 +50,21 @@ struct Cast {
 }
 
 /// What does not come from the seed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
     /// What viewers do when they come again.
     pub(crate) resume: Resume,
     /// The bug that the gateways have, if they were built to have one.
     pub(crate) bug: Option<&'static str>,
+    /// For how long each fault may take to heal. Then the run is over: what comes after it would be no news, and slow to
+    /// come, as each further fault is waited for in vain.
+    pub(crate) patience: Duration,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Self { resume: Resume::default(), bug: None, patience: HEALED_WITHIN }
+    }
 }
 
 /// Does what the plan says. Panics only when the lab itself cannot go on.
@@ -68,30 +77,45 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
     let cast = enter(&plan, &stage, &numbers, &backend.finder(), conditions.resume);
     until(WARM_WITHIN, || all_see(&stage, 0, Who::Everybody)).await.expect("all viewers see a fresh number at first");
 
-    let extra = Mutex::new(Vec::new());
-    let mut faults = Vec::new();
-    for (pause, fault) in &plan.faults {
-        sleep(*pause).await;
-        faults.push(suffer(*fault, &plan, &mut fleet, &mut *backend, &stage, &numbers, &extra).await);
-        sleep(CALM).await;
-    }
-
     let mut evidence = Evidence {
         interval_ms: ms(plan.interval),
         cap: CROWD,
         visitors: VIEWERS as u64,
-        faults,
+        complete: stage.now(),
         ..Evidence::default()
     };
+
+    let extra = Mutex::new(Vec::new());
+    for (pause, fault) in &plan.faults {
+        sleep(*pause).await;
+        let scene = Scene {
+            stage: &stage,
+            numbers: &numbers,
+            interval: plan.interval,
+            published: &extra,
+            targets: targets(*fault, &plan, &fleet).await,
+            blow: Notify::new(),
+        };
+        let (log, healed) = suffer(*fault, &mut fleet, &mut *backend, &scene, conditions.patience).await;
+        evidence.faults.push(log);
+        if !healed {
+            evidence.cut_short = Some(format!("{fault:?} had not healed after {:?}", conditions.patience));
+            break;
+        }
+        sleep(CALM).await;
+    }
+
     stage.no_more_events.cancel();
     evidence.published = cast.producers.join_all().await.into_iter().flatten().chain(extra.into_inner()).collect();
     evidence.attempts = cast.intruder.join_all().await.into_iter().flatten().collect();
     let last = publish_last(&stage, &numbers, &backend.finder()).await;
     stage.hurry.cancel();
-    until(SETTLED_WITHIN, || all_have_read(&stage, last.1.sent)).await;
-    // One more number, which has counted those who came last.
-    let settled = stage.now();
-    until(SETTLED_WITHIN, || all_see(&stage, settled, Who::Prompt)).await;
+    if evidence.cut_short.is_none() {
+        until(SETTLED_WITHIN, || all_have_read(&stage, last.1.sent)).await;
+        // One more number, which has counted those who came last.
+        let settled = stage.now();
+        until(SETTLED_WITHIN, || all_see(&stage, settled, Who::Prompt)).await;
+    }
     evidence.published.extend([last]);
     evidence.ended = stage.now();
     stage.leave.cancel();
@@ -143,15 +167,15 @@ pub(crate) async fn worst_stall(stage: Arc<Stage>) -> Ms {
     worst
 }
 
+/// Does it, and waits until all is well again, or for so long; says whether it is.
 async fn suffer(
     fault: Fault,
-    plan: &Plan,
     fleet: &mut Fleet,
     backend: &mut dyn Backend,
-    stage: &Stage,
-    numbers: &Numbers,
-    published: &Mutex<Vec<(Number, Published)>>,
-) -> FaultLog {
+    scene: &Scene<'_>,
+    patience: Duration,
+) -> (FaultLog, bool) {
+    let stage = scene.stage;
     let (part, struck): (Part, Struck) = match fault {
         Fault::GatewayKilled { which, away } => {
             let index = fleet.find(which).await;
@@ -162,18 +186,16 @@ async fn suffer(
             (Part::Gateway, fleet.freeze(index, away, stage).await)
         }
         _ => {
-            let targets = targets(fault, plan, fleet).await;
-            let scene = Scene { stage, numbers, interval: plan.interval, published, targets, blow: Notify::new() };
             let struck = if fault == Fault::PowerCutAfterTick {
                 let ticker = fleet.find(Which::Ticker).await;
                 let dying = async {
                     scene.blow.notified().await;
                     fleet.kill(ticker, Duration::ZERO, stage).await
                 };
-                let (redis, gateway) = tokio::join!(backend.strike(fault, &scene), dying);
+                let (redis, gateway) = tokio::join!(backend.strike(fault, scene), dying);
                 redis.and(&gateway)
             } else {
-                backend.strike(fault, &scene).await
+                backend.strike(fault, scene).await
             };
             (Part::Redis, struck)
         }
@@ -181,13 +203,17 @@ async fn suffer(
     let good = struck.good;
     // How long it took is judged later, by what clients have read; here the lab waits, so that each fault has its own
     // healing.
-    until(HEALED_WITHIN, || all_see(stage, good, Who::Prompt)).await;
-    until(HEALED_WITHIN, || all_see(stage, good, Who::Crowd)).await;
+    let (prompt, crowd) = tokio::join!(
+        until(patience, || all_see(stage, good, Who::Prompt)),
+        until(patience, || all_see(stage, good, Who::Crowd)),
+    );
     if part == Part::Redis {
         backend.restore().await;
     }
     let Struck { begun, good, confirmed } = struck;
-    FaultLog { kind: fault.kind(), what: format!("{fault:?}"), part, confirmed, begun, good, over: stage.now() }
+    let (kind, what) = (fault.kind(), format!("{fault:?}"));
+    let log = FaultLog { kind, what, part, confirmed, begun, good, over: stage.now() };
+    (log, prompt.and(crowd).is_some())
 }
 
 /// For which gateways the way to Redis breaks.
@@ -209,11 +235,13 @@ enum Who {
     Everybody,
 }
 
-/// Whether these viewers have a socket, and a number and an event from after that time. With those who read promptly
+/// Whether these viewers have a socket, the true number, and that and an event from after that time. With those who read promptly
 /// goes the witness of each gateway that is up: a gateway may have no other viewer, and is to heal all the same.
 fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
     // Timestamps of snapshots are whole seconds.
-    let fresh = |sight: &Sight| sight.counted.is_some_and(|counted| counted + 1_000 > after);
+    let fresh = |sight: &Sight| {
+        sight.visitors == VIEWERS as u64 && sight.counted.is_some_and(|counted| counted + 1_000 > after)
+    };
     let live = |sight: &Sight| sight.newest >= after || stage.no_more_events.is_cancelled();
     let sees = |sight: &Sight| sight.at.is_some() && fresh(sight) && live(sight);
     let viewers = stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {

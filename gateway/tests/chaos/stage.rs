@@ -37,6 +37,8 @@ pub(crate) struct Sight {
     pub(crate) at: Option<Node>,
     /// The count that it sees was made then; none while it is flagged as stale, or there is none.
     pub(crate) counted: Option<Ms>,
+    /// So many visitors.
+    pub(crate) visitors: u64,
     /// The newest event that it has read was sent then.
     pub(crate) newest: Ms,
 }

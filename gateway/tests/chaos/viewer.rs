@@ -152,7 +152,10 @@ impl Viewer {
         let mut sights = stage.sights.lock();
         let sight = &mut sights[self.index];
         match &heard.what {
-            What::Init(shown) | What::Update(shown) => sight.counted = (!shown.stale).then_some(shown.counted),
+            What::Init(shown) | What::Update(shown) => {
+                sight.counted = (!shown.stale).then_some(shown.counted);
+                sight.visitors = shown.visitors;
+            }
             What::Event(number) => sight.newest = sight.newest.max(sent_at(text, *number)),
             _ => {}
         }

@@ -94,7 +94,7 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
     let mut readers: Vec<Reader<'_>> = Vec::new();
     let mut last_of: HashMap<usize, usize> = HashMap::new();
     for session in &evidence.sessions {
-        let stayed = session.end == Ending::Left;
+        let stayed = session.end == Ending::Left && evidence.cut_short.is_none();
         if let Some(reader) = last_of.get(&session.client).filter(|_| session.resumed).map(|at| &mut readers[*at]) {
             reader.heard.extend(&session.heard);
             (reader.stayed, reader.node) = (stayed, session.node);

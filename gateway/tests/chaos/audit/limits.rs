@@ -16,10 +16,10 @@ const SETTLED_MS: Ms = 3_000;
 const WITNESSED_MS: Ms = RECOVERY_MS + 2_000;
 
 pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
-    check_size(evidence, verdict);
     check_closes(evidence, bounds, verdict);
     check_healing(evidence, bounds, verdict);
     check_cap(evidence, bounds, verdict);
+    check_size(evidence, verdict);
 }
 
 /// A run that was less than it had to be proves nothing, whatever it found.
@@ -54,8 +54,12 @@ fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
     if evidence.stall_ms > STALL_MAX_MS {
         verdict.void.push(format!("the lab was late by {} ms", evidence.stall_ms));
     }
-    if !enough {
-        verdict.violation("too small a run", format!("{had:?}; asked for are {least:?}"));
+    match &evidence.cut_short {
+        // It is small because something was wrong, and that must show.
+        Some(why) if verdict.violations.is_empty() => verdict.void.push(format!("cut short: {why}")),
+        Some(_) => {}
+        None if enough => {}
+        None => verdict.violation("too small a run", format!("{had:?}; asked for are {least:?}")),
     }
 }
 
