@@ -5,7 +5,8 @@
 //!
 //! - [`delivery`]: what was published and due reached each client, once and in one order, or was announced as missing;
 //! - [`numbers`]: one snapshot for each slot, no old number that looks fresh, no number that is too high;
-//! - [`limits`]: the cap held, healthy sockets stayed open, everything healed in time, and the faults were real.
+//! - [`limits`]: the cap held, healthy sockets stayed open and heard heartbeats, everything healed in time, and the faults
+//!   were real.
 //!
 //! Times are judged with [`Bounds`]: the documented ones, and what the lab itself was late by.
 

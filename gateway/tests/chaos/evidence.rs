@@ -24,6 +24,8 @@ pub(crate) struct Evidence {
     pub(crate) demands: Demands,
     /// Length of a slot.
     pub(crate) interval_ms: Ms,
+    /// From one `ping` of a socket to the next.
+    pub(crate) ping_ms: Ms,
     /// Sockets that one address may hold.
     pub(crate) cap: usize,
     /// Visitors: how many there are from when all clients have connected…
@@ -85,6 +87,13 @@ pub(crate) struct NodeLog {
     pub(crate) frozen: Vec<(Ms, Ms)>,
     /// It ended, and not by the lab.
     pub(crate) ended_by_itself: bool,
+}
+
+impl NodeLog {
+    /// For how long of that time it was stopped.
+    pub(crate) fn asleep(&self, from: Ms, to: Ms) -> Ms {
+        self.frozen.iter().map(|(stop, go)| to.min(*go).saturating_sub(from.max(*stop))).sum()
+    }
 }
 
 /// What kind of client it is.

@@ -11,6 +11,8 @@ use crate::support::gateway::{Gateway, Setup};
 use crate::support::http;
 use crate::topology::{Backend, Struck};
 
+/// From one `ping` of a socket to the next: short, so that runs see some.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(12);
 /// A probe that takes longer has no answer.
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
 /// Some gateway ticks before this is over; else any will do.
@@ -37,17 +39,17 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start(plan: &Plan, bug: Option<&str>, backend: &dyn Backend, stage: &Stage) -> Self {
-        let interval = format!("{}ms", plan.interval.as_millis());
+        let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
         let mut fleet = Self { berths: Vec::new(), logs: Vec::new(), last_words: Vec::new() };
         for index in 0..plan.gateways {
             let mut setup = Setup::embedded()
                 .with("REDIS_URL", &backend.url(index))
-                .with("GATEWAY_TICK_INTERVAL", &interval)
+                .with("GATEWAY_TICK_INTERVAL", &milliseconds(plan.interval))
                 .with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1")
                 .with("GATEWAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
                 // A slow reader fills it within seconds at the lab's rate of events.
                 .with("GATEWAY_OUTBOX_BYTES", "8KiB")
-                .with("GATEWAY_PING_INTERVAL", "12s");
+                .with("GATEWAY_PING_INTERVAL", &milliseconds(PING_INTERVAL));
             if let Some(bug) = bug {
                 setup = setup.with("PULSEGATE_PLANTED_BUG", bug);
             }

@@ -39,8 +39,8 @@ struct Quarry {
 
 const QUARRIES: [Quarry; 5] = [
     Quarry { bug: "no-cursor-check", seed: 18, breaks: &["not healed in time", "unannounced loss"] },
-    Quarry { bug: "publish-twice", seed: 3, breaks: &["duplicate"] },
-    Quarry { bug: "counts-by-difference", seed: 1, breaks: &["places leaked", "eleventh socket"] },
+    Quarry { bug: "publish-twice", seed: 7, breaks: &["duplicate"] },
+    Quarry { bug: "counts-by-difference", seed: 4, breaks: &["places leaked", "eleventh socket"] },
     Quarry { bug: "no-slot-check", seed: 12, breaks: &["one snapshot per slot"] },
     Quarry { bug: "no-reregistration", seed: 4, breaks: &["wrong number", "eleventh socket"] },
 ];

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::audit::{STALE_GRACE_MS, Verdict, audit};
 use crate::evidence::{Demands, Evidence, FaultLog, Ms, Node, Number, Pace, Part, Published, Session, What};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, PING_INTERVAL};
 use crate::lab::number;
 use crate::plan::{Plan, Topology};
 use crate::prng::Prng;
@@ -154,6 +154,7 @@ async fn trial(seed: u64, moments: &[Moment], away: Duration) -> Trial {
     let evidence = Evidence {
         demands: demands(moments.len()),
         interval_ms: ms(INTERVAL),
+        ping_ms: ms(PING_INTERVAL),
         cap: VIEWERS,
         visitors: VIEWERS as u64,
         complete,

@@ -73,6 +73,9 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     for violation in &verdict.violations {
         let _ = writeln!(text, "  VIOLATION ({}): {}", violation.rule, violation.what);
     }
+    if let Some(why) = &evidence.cut_short {
+        let _ = writeln!(text, "  CUT SHORT: {why}");
+    }
     for void in &verdict.void {
         let _ = writeln!(text, "  VOID: {void}");
     }
@@ -127,6 +130,9 @@ pub(crate) struct Record {
     redone: usize,
     /// Broken promises, by their rules.
     violations: Vec<String>,
+    /// Why it was ended before its plan was.
+    #[serde(default)]
+    cut_short: Option<String>,
     /// Why it proves nothing, and was repeated.
     void: Vec<String>,
 }
@@ -167,6 +173,7 @@ impl Record {
             lost_unannounced: verdict.lost_unannounced,
             redone: verdict.redone,
             violations: verdict.violations.iter().map(|violation| violation.rule.to_owned()).collect(),
+            cut_short: evidence.cut_short.clone(),
             void: verdict.void.clone(),
         }
     }
@@ -190,6 +197,7 @@ impl Record {
             lost_unannounced: 0,
             redone: 0,
             violations: vec!["did not come to its end".to_owned()],
+            cut_short: None,
             void: Vec::new(),
         }
     }
@@ -281,16 +289,17 @@ impl Summary {
         )
     }
 
-    /// What each run had at least.
+    /// What each run had at least that was not cut short.
     fn sizes(&self) -> String {
-        let least = |of: &dyn Fn(&Record) -> u64| self.valid().map(of).min().unwrap_or(0);
+        let whole = || self.valid().filter(|record| record.cut_short.is_none());
+        let least = |of: &dyn Fn(&Record) -> u64| whole().map(of).min().unwrap_or(0);
         let mut topologies: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for record in self.valid() {
             *topologies.entry((&record.server, &record.topology)).or_default() += 1;
         }
         let topologies: Vec<String> =
             topologies.iter().map(|((server, name), runs)| format!("{runs} {name} ({server})")).collect();
-        let least_had = |of: &dyn Fn(&Demands) -> usize| self.valid().map(|record| of(&record.had)).min().unwrap_or(0);
+        let least_had = |of: &dyn Fn(&Demands) -> usize| whole().map(|record| of(&record.had)).min().unwrap_or(0);
         format!(
             "each run had at least: {} gateways, {} clients, {} with ids, {} slow, {} events/s, {} confirmed faults, {} eleventh \
              sockets refused\nruns: {}; the lab was late by at most {} ms\n",
@@ -323,13 +332,14 @@ impl Summary {
             sum(&|record| record.had.refused),
             self.records.iter().map(|record| record.violations.len()).sum::<usize>(),
         );
-        let mut list = |what: &str, separator: &str, of: fn(&Record) -> &Vec<String>| {
+        let mut list = |what: &str, separator: &str, of: fn(&Record) -> &[String]| {
             for record in self.records.iter().filter(|record| !of(record).is_empty()) {
                 let found = of(record).join(separator);
                 let _ = writeln!(text, "{what}: seed {} ({}): {found}", record.seed, record.topology);
             }
         };
         list("violated", ", ", |record| &record.violations);
+        list("cut short", "", |record| record.cut_short.as_slice());
         list("void and repeated", "; ", |record| &record.void);
         text
     }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit::{Verdict, audit};
 use crate::evidence::{Attempt, Evidence, FaultLog, Ms, Node, Number, Pace, Part, Published, Session, Survivor};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, PING_INTERVAL};
 use crate::plan::{CROWD, Fault, Plan, VIEWERS, Which};
 use crate::prng::Prng;
 use crate::producer::{self, Numbers};
@@ -79,6 +79,7 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
 
     let mut evidence = Evidence {
         interval_ms: ms(plan.interval),
+        ping_ms: ms(PING_INTERVAL),
         cap: CROWD,
         visitors: VIEWERS as u64,
         complete: stage.now(),

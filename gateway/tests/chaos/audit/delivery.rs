@@ -16,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Verdict;
+use super::{Bounds, Verdict};
 use crate::evidence::{Ending, Evidence, Heard, Ms, Node, Number, Pace, Part, Session, What};
 
 /// When an entry was written, at the earliest and at the latest, and where it stands, if it still does.
@@ -335,6 +335,16 @@ fn number_of(heard: &Heard) -> Option<Number> {
     }
 }
 
+/// Whether prompt readers had to get what was sent then, announced or not: Redis answered, and all gateways were awake. Else
+/// a gateway that delivers little and announces much would pass.
+fn needless(evidence: &Evidence, sent: Ms) -> bool {
+    let slack = Bounds::of(evidence).slack_ms;
+    let lasts = |begun: Ms, over: Ms| sent + slack >= begun && sent <= over + slack;
+    let mut at_redis = evidence.faults.iter().filter(|fault| fault.part == Part::Redis);
+    let mut sleeps = evidence.nodes.iter().flat_map(|node| &node.frozen);
+    !at_redis.any(|fault| lasts(fault.begun, fault.over)) && !sleeps.any(|(stop, go)| lasts(*stop, *go))
+}
+
 // Inv. GAP
 fn check_missing(
     history: &History<'_>,
@@ -358,6 +368,14 @@ fn check_missing(
             continue;
         }
         let told = announced.iter().any(|hole| hole.covers(mark));
+        if told && reader.pace == Pace::Prompt && mark.place.is_some() && needless(evidence, event.sent) {
+            let what = format!(
+                "client {} on gateway {} was told that event {number} is missing, which stands in the stream, and no fault \
+                 at Redis lasted",
+                reader.client, reader.node
+            );
+            verdict.violation("needless gap", what);
+        }
         match reader.pace {
             Pace::Prompt => verdict.announced += usize::from(told),
             Pace::Slow => verdict.announced_to_slow += usize::from(told),

@@ -7,6 +7,8 @@ use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Sessi
 
 /// Where the lab itself was later than this, what it saw says too little of the gateways.
 const STALL_MAX_MS: Ms = 1_500;
+/// A `ping` is due within a second after its time (docs/PROTOCOL.md); one that waits for a snapshot to ride with, a bit later.
+const PING_GRACE_MS: Ms = 1_500;
 /// A socket that is over the cap for less than this may be one whose end has not been read yet.
 const OVERLAP_MS: Ms = 500;
 /// After an outage of Redis, or of a gateway that slept longer than its lease, nodes have entered anew, and closed what
@@ -17,6 +19,7 @@ const WITNESSED_MS: Ms = RECOVERY_MS + 2_000;
 
 pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     check_closes(evidence, bounds, verdict);
+    check_pings(evidence, bounds, verdict);
     check_healing(evidence, bounds, verdict);
     check_cap(evidence, bounds, verdict);
     check_size(evidence, verdict);
@@ -96,6 +99,26 @@ fn check_closes(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
                 session.client, session.node, session.closed, session.end
             );
             verdict.violation("healthy socket closed", what);
+        }
+    }
+}
+
+/// Heartbeats go on whatever fails: a client that hears none takes its connection for dead. What comes while a gateway
+/// is stopped waits; its sleep does not count.
+fn check_pings(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
+    for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt) {
+        let pings = session.heard.iter().filter(|heard| heard.what == What::Ping).map(|heard| heard.at);
+        let times: Vec<Ms> = [session.opened].into_iter().chain(pings).chain([session.closed]).collect();
+        for pair in times.windows(2) {
+            let asleep = evidence.nodes[session.node].asleep(pair[0], pair[1]);
+            let silence = pair[1].saturating_sub(pair[0]).saturating_sub(asleep);
+            if silence > evidence.ping_ms + PING_GRACE_MS + bounds.slack_ms {
+                let what = format!(
+                    "client {} on gateway {} got no ping for {silence} ms; one was due after {} ms",
+                    session.client, session.node, evidence.ping_ms
+                );
+                verdict.violation("heartbeat", what);
+            }
         }
     }
 }

@@ -59,15 +59,15 @@ fn check_flags(session: &Session, bounds: Bounds, verdict: &mut Verdict) {
     }
 }
 
-/// A number that is not refreshed is flagged in time. A gateway that was stopped could not say so: its sleep does not
-/// count, but what it says afterwards does.
+/// A number that is not refreshed is flagged in time, and who has just come is told one. A gateway that was stopped could
+/// not say so: its sleep does not count, but what it says afterwards does.
 fn check_silence(evidence: &Evidence, session: &Session, bounds: Bounds, verdict: &mut Verdict) {
-    let frozen = &evidence.nodes[session.node].frozen;
     // A viewer who left, or whose gateway closed the socket, sees no number any more.
-    let news: Vec<Ms> = states(session).map(|(at, _)| at).chain([session.closed]).collect();
+    let news: Vec<Ms> =
+        [session.opened].into_iter().chain(states(session).map(|(at, _)| at)).chain([session.closed]).collect();
     for pair in news.windows(2) {
         let (from, to) = (pair[0], pair[1]);
-        let asleep: Ms = frozen.iter().map(|(stop, go)| to.min(*go).saturating_sub(from.max(*stop))).sum();
+        let asleep = evidence.nodes[session.node].asleep(from, to);
         let silence = to.saturating_sub(from).saturating_sub(asleep);
         for (fault, detection) in evidence.faults.iter().zip(&mut verdict.detection_ms) {
             if asleep == 0 && to > fault.begun && from < fault.over {

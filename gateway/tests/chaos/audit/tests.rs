@@ -23,6 +23,7 @@ fn good_run() -> Evidence {
     let mut evidence = Evidence {
         demands: Demands { with_ids: 1, slow: 1, events_per_second: 9, ..Demands::default() },
         interval_ms: 1_000,
+        ping_ms: 20_000,
         cap: 10,
         visitors: 60,
         complete: BEGIN,
@@ -129,12 +130,14 @@ fn id_of(number: Number) -> Option<String> {
     Some(format!("{}-0-abcd", event_time(number)))
 }
 
-/// That client is told of a gap right before it reads that event.
+/// That client is told of a gap right before it reads that event. Redis was away, or there would be no need for one.
 fn announce(evidence: &mut Evidence, client: usize, before: Number, from: Option<String>, to: Option<String>) {
     let session = &mut evidence.sessions[client];
     let place = place_of_event(session, before);
     let at = session.heard[place].at;
     session.heard.insert(place, Heard { at, id: None, what: What::Gap { from, to } });
+    let away = &mut evidence.faults[0];
+    (away.part, away.begun, away.over) = (Part::Redis, BEGIN + 1_000, BEGIN + 5_500);
 }
 
 #[test]
@@ -178,6 +181,24 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     check(&[], |evidence| {
         withhold(evidence, 0, 0..3);
         announce(evidence, 0, 3, None, None);
+    });
+}
+
+#[test]
+fn a_gap_that_nothing_explains_is_found() {
+    let announced = |evidence: &mut Evidence| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+        evidence.faults[0].part = Part::Gateway;
+    };
+    check(&["needless gap"], announced);
+    check(&["needless gap"], |evidence| {
+        announced(evidence);
+        (evidence.faults[2].part, evidence.faults[2].over) = (Part::Redis, BEGIN + 7_500);
+    });
+    check(&[], |evidence| {
+        announced(evidence);
+        evidence.nodes[0].frozen.push((BEGIN + 4_000, BEGIN + 4_500));
     });
 }
 
@@ -376,6 +397,18 @@ fn an_old_number_that_looks_fresh_is_found() {
 }
 
 #[test]
+fn a_client_that_comes_and_is_told_no_number_is_found() {
+    let waits = |evidence: &mut Evidence, until: Ms| {
+        let session = &mut evidence.sessions[4];
+        session.heard.retain(|heard| heard.at > until && !matches!(heard.what, What::Init(_)));
+        let init = Shown { visitors: 60, counted: until, stale: false };
+        session.heard.insert(0, Heard { at: until, id: None, what: What::Init(init) });
+    };
+    check(&[], |evidence| waits(evidence, BEGIN + 3_000));
+    check(&["unflagged stale number"], |evidence| waits(evidence, BEGIN + 5_000));
+}
+
+#[test]
 fn a_number_that_is_too_high_or_too_low_is_found() {
     check(&["wrong number"], |evidence| {
         let session = &mut evidence.sessions[4];
@@ -448,6 +481,32 @@ fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 4, Part::Gateway));
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 20, Part::Redis));
     check(&["gateway died"], |evidence| evidence.nodes[1].ended_by_itself = true);
+}
+
+#[test]
+fn a_client_that_hears_no_heartbeat_is_found() {
+    check(&["heartbeat"], |evidence| evidence.ping_ms = 9_000);
+    let pings = |evidence: &mut Evidence| {
+        evidence.ping_ms = 9_000;
+        for session in &mut evidence.sessions {
+            session.heard.insert(30, Heard { at: BEGIN + 9_000, id: None, what: What::Ping });
+        }
+    };
+    check(&[], pings);
+    check(&["heartbeat"], |evidence| {
+        pings(evidence);
+        evidence.sessions[20].heard.remove(30);
+    });
+    // A gateway that is stopped cannot, and slow readers do not look.
+    check(&[], |evidence| {
+        pings(evidence);
+        evidence.sessions[20].heard.remove(30);
+        evidence.nodes[2].frozen.push((BEGIN + 500, BEGIN + 4_000));
+    });
+    check(&[], |evidence| {
+        pings(evidence);
+        evidence.sessions[1].heard.remove(30);
+    });
 }
 
 #[test]
