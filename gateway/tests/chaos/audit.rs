@@ -100,6 +100,11 @@ impl Bounds {
     }
 }
 
+/// From when on nothing that was done to the system excuses anything.
+pub(crate) fn quiet_from(evidence: &Evidence) -> Ms {
+    limits::disturbances(evidence, Bounds::of(evidence)).into_iter().map(|(_, to)| to).max().unwrap_or(0)
+}
+
 /// Judges a run.
 pub(crate) fn audit(evidence: &Evidence) -> Verdict {
     let bounds = Bounds::of(evidence);

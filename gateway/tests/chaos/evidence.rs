@@ -50,6 +50,8 @@ pub(crate) struct Evidence {
     pub(crate) faults: Vec<FaultLog>,
     /// Sockets that were opened, or tried, beside those of the viewers to get over the cap.
     pub(crate) attempts: Vec<Attempt>,
+    /// How often the busy address was filled, and what it found.
+    pub(crate) rounds: Vec<Round>,
 }
 
 /// What a run must have at least: who has not done that has proved nothing.
@@ -69,12 +71,24 @@ pub(crate) struct Demands {
     pub(crate) faults: usize,
     /// Attempts of a socket over the cap that were refused.
     pub(crate) refused: usize,
+    /// Rounds of the busy address that nothing disturbed.
+    #[serde(default)]
+    pub(crate) rounds: usize,
 }
 
 impl Default for Demands {
     /// Those of the failure lab.
     fn default() -> Self {
-        Self { gateways: 3, clients: 60, with_ids: 20, slow: 6, events_per_second: 50, faults: 3, refused: 1 }
+        Self {
+            gateways: 3,
+            clients: 60,
+            with_ids: 20,
+            slow: 6,
+            events_per_second: 50,
+            faults: 3,
+            refused: 1,
+            rounds: 1,
+        }
     }
 }
 
@@ -236,6 +250,19 @@ pub(crate) struct FaultLog {
     pub(crate) good: Ms,
     /// When the lab had seen that all is well, or had waited in vain, and went on.
     pub(crate) over: Ms,
+}
+
+/// The busy address was empty, and asked for as many sockets as may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Round {
+    /// When it began…
+    pub(crate) from: Ms,
+    /// …and had all its answers.
+    pub(crate) to: Ms,
+    /// Sockets that it got…
+    pub(crate) granted: usize,
+    /// …and those that it did not get for the cap.
+    pub(crate) refused: usize,
 }
 
 /// An attempt to get one more socket for the crowded address.

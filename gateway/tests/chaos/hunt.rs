@@ -40,7 +40,7 @@ struct Quarry {
 const QUARRIES: [Quarry; 5] = [
     Quarry { bug: "no-cursor-check", seed: 18, breaks: &["not healed in time", "unannounced loss"] },
     Quarry { bug: "publish-twice", seed: 7, breaks: &["duplicate"] },
-    Quarry { bug: "counts-by-difference", seed: 4, breaks: &["places leaked", "eleventh socket"] },
+    Quarry { bug: "counts-by-difference", seed: 3, breaks: &["places leaked", "eleventh socket"] },
     Quarry { bug: "no-slot-check", seed: 12, breaks: &["one snapshot per slot"] },
     Quarry { bug: "no-reregistration", seed: 4, breaks: &["wrong number", "eleventh socket"] },
 ];

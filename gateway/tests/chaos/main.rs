@@ -10,6 +10,7 @@
 //! failure of the run; nothing that was started outlives it.
 
 mod audit;
+mod churn;
 mod evidence;
 mod fleet;
 #[cfg(feature = "planted-bugs")]

@@ -167,6 +167,7 @@ async fn trial(seed: u64, moments: &[Moment], away: Duration) -> Trial {
         survivors,
         faults: pauses.iter().map(|pause| pause.fault.clone()).collect(),
         attempts: Vec::new(),
+        rounds: Vec::new(),
     };
     let mut verdict = audit(&evidence);
     judge(&evidence, &pauses, &mut verdict);
@@ -186,6 +187,7 @@ fn demands(pauses: usize) -> Demands {
         events_per_second: 5,
         faults: pauses,
         refused: 0,
+        rounds: 0,
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let _ = writeln!(
         text,
         "  events: {} offered, {} accepted, {} lost by redis ({} unannounced), {} redone · delivered {} · gaps {} for {} events ({} of slow readers, \
-         {} overflows) · closes {} · eleventh refused {}",
+         {} overflows) · closes {} · eleventh refused {} · {} rounds of the busy address",
         verdict.offered,
         verdict.accepted,
         verdict.lost_by_redis,
@@ -69,6 +69,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
         verdict.overflows,
         verdict.closes,
         had.refused,
+        had.rounds,
     );
     for violation in &verdict.violations {
         let _ = writeln!(text, "  VIOLATION ({}): {}", violation.rule, violation.what);
@@ -188,7 +189,16 @@ impl Record {
             server: server.to_owned(),
             seconds: 0,
             stall_ms: 0,
-            had: Demands { gateways: 0, clients: 0, with_ids: 0, slow: 0, events_per_second: 0, faults: 0, refused: 0 },
+            had: Demands {
+                gateways: 0,
+                clients: 0,
+                with_ids: 0,
+                slow: 0,
+                events_per_second: 0,
+                faults: 0,
+                refused: 0,
+                rounds: 0,
+            },
             faults: Vec::new(),
             accepted: 0,
             delivered: 0,

@@ -1,6 +1,7 @@
 //! One run: starts everything, lets the faults strike, waits for healing, and gathers the evidence.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -8,7 +9,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::audit::{Verdict, audit};
+use crate::audit::{Verdict, audit, quiet_from};
+use crate::churn::churn;
 use crate::evidence::{Attempt, Evidence, FaultLog, Ms, Node, Number, Pace, Part, Published, Session, Survivor};
 use crate::fleet::{Fleet, PING_INTERVAL};
 use crate::plan::{CROWD, Fault, Plan, VIEWERS, Which};
@@ -27,6 +29,8 @@ const HEALED_WITHIN: Duration = Duration::from_secs(40);
 const CALM: Duration = Duration::from_millis(1_500);
 /// At the end, slow readers have read everything within this.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+/// The lab may be later still than it has been until then.
+const QUIET_MARGIN_MS: Ms = 300;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often the lab looks how late its own timers are.
 const STALL_EVERY: Duration = Duration::from_millis(20);
@@ -47,6 +51,7 @@ struct Cast {
     producers: JoinSet<Vec<(Number, Published)>>,
     intruder: JoinSet<Vec<Attempt>>,
     stalls: JoinSet<Ms>,
+    busy: JoinSet<()>,
 }
 
 /// What does not come from the seed.
@@ -116,11 +121,17 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
         // One more number, which has counted those who came last.
         let settled = stage.now();
         until(SETTLED_WITHIN, || all_see(&stage, settled, Who::Prompt)).await;
+        (evidence.nodes, evidence.stall_ms) = (fleet.logs.clone(), stage.stall_ms.load(Ordering::Relaxed));
+        let quiet = quiet_from(&evidence) + QUIET_MARGIN_MS;
+        let has_come_again = || stage.rounds.lock().windows(2).any(|pair| pair[0].to >= quiet);
+        until(SETTLED_WITHIN, has_come_again).await;
     }
     evidence.published.extend([last]);
     evidence.ended = stage.now();
     stage.leave.cancel();
     evidence.sessions = cast.viewers.join_all().await.into_iter().flatten().collect();
+    cast.busy.join_all().await;
+    evidence.rounds = stage.rounds.lock().clone();
     evidence.stall_ms = cast.stalls.join_all().await.into_iter().max().unwrap_or(0);
     evidence.survivors = survivors(&backend.finder()).await;
     let logs = fleet.inspect();
@@ -135,8 +146,13 @@ pub(crate) fn ms(duration: Duration) -> Ms {
 
 fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<Finder>, resume: Resume) -> Cast {
     let prng = Prng::of(plan.seed);
-    let mut cast =
-        Cast { viewers: JoinSet::new(), producers: JoinSet::new(), intruder: JoinSet::new(), stalls: JoinSet::new() };
+    let mut cast = Cast {
+        viewers: JoinSet::new(),
+        producers: JoinSet::new(),
+        intruder: JoinSet::new(),
+        stalls: JoinSet::new(),
+        busy: JoinSet::new(),
+    };
     for index in 0..VIEWERS {
         let (ids, slow) = Plan::viewer(index);
         let pace = if slow { Pace::Slow } else { Pace::Prompt };
@@ -152,6 +168,7 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
     );
     cast.producers.spawn(async { stream.await.into_iter().collect() });
     cast.producers.spawn(async { post.await.into_iter().collect() });
+    cast.busy.spawn(churn(Arc::clone(stage), prng.fork(4)));
     cast.intruder.spawn(viewer::intrude(Arc::clone(stage), prng.fork(2)));
     cast.stalls.spawn(worst_stall(Arc::clone(stage)));
     cast
@@ -164,6 +181,7 @@ pub(crate) async fn worst_stall(stage: Arc<Stage>) -> Ms {
         let begun = stage.now();
         sleep(STALL_EVERY).await;
         worst = worst.max((stage.now() - begun).saturating_sub(ms(STALL_EVERY)));
+        stage.stall_ms.store(worst, Ordering::Relaxed);
     }
     worst
 }

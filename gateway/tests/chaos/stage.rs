@@ -1,12 +1,13 @@
 //! What everybody in a run shares: its clock, who is where, and what viewers see at the moment.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 
 use gateway::clock::Clock;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::evidence::{Ms, Node};
+use crate::evidence::{Ms, Node, Round};
 
 /// Whether a gateway can be connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,10 @@ pub(crate) struct Stage {
     pub(crate) roster: Mutex<Vec<Place>>,
     /// By viewer.
     pub(crate) sights: Mutex<Vec<Sight>>,
+    /// What the busy address has found.
+    pub(crate) rounds: Mutex<Vec<Round>>,
+    /// The longest time for which a timer of the lab was late, in milliseconds.
+    pub(crate) stall_ms: AtomicU64,
     /// The run is over: producers first…
     pub(crate) no_more_events: CancellationToken,
     /// …then slow readers hurry…
@@ -67,6 +72,8 @@ impl Stage {
             begun: Clock::wall_ms(),
             roster: Mutex::new(Vec::new()),
             sights: Mutex::new(vec![Sight::default(); viewers]),
+            rounds: Mutex::new(Vec::new()),
+            stall_ms: AtomicU64::new(0),
             no_more_events: CancellationToken::new(),
             hurry: CancellationToken::new(),
             leave: CancellationToken::new(),

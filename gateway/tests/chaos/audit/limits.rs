@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Bounds, CROWD_BACK_MS, RECOVERY_MS, Verdict};
-use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Session, What};
+use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Round, Session, What};
 
 /// Where the lab itself was later than this, what it saw says too little of the gateways.
 const STALL_MAX_MS: Ms = 1_500;
@@ -22,11 +22,12 @@ pub(super) fn check(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) 
     check_pings(evidence, bounds, verdict);
     check_healing(evidence, bounds, verdict);
     check_cap(evidence, bounds, verdict);
-    check_size(evidence, verdict);
+    check_rounds(evidence, bounds, verdict);
+    check_size(evidence, bounds, verdict);
 }
 
 /// A run that was less than it had to be proves nothing, whatever it found.
-fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
+fn check_size(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     let viewers = || evidence.sessions.iter().filter(|session| !session.witness);
     let clients = |kind: &dyn Fn(&Session) -> bool| {
         viewers().filter(|session| kind(session)).map(|session| session.client).collect::<HashSet<_>>().len()
@@ -39,6 +40,7 @@ fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
         events_per_second: events_per_second(evidence),
         faults: evidence.faults.iter().filter(|fault| !fault.confirmed.is_empty()).count(),
         refused: evidence.attempts.iter().filter(|attempt| attempt.open_until.is_none()).count(),
+        rounds: undisturbed(evidence, bounds).count(),
     };
     let least = evidence.demands;
     let enough = had.gateways >= least.gateways
@@ -53,6 +55,9 @@ fn check_size(evidence: &Evidence, verdict: &mut Verdict) {
     }
     if had.events_per_second < least.events_per_second {
         verdict.void.push(format!("{} events a second were offered", had.events_per_second));
+    }
+    if evidence.cut_short.is_none() && had.rounds < least.rounds {
+        verdict.void.push("no round of the busy address was undisturbed".to_owned());
     }
     if evidence.stall_ms > STALL_MAX_MS {
         verdict.void.push(format!("the lab was late by {} ms", evidence.stall_ms));
@@ -204,6 +209,38 @@ fn check_cap(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
             verdict.violation("eleventh socket", what);
         }
     }
+}
+
+/// Whoever has left gives his place back: who comes again finds as many as there were.
+// Inv. CAP
+fn check_rounds(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
+    for round in undisturbed(evidence, bounds).filter(|round| round.refused > 0) {
+        let what = format!(
+            "an address that had no socket open was granted {} at {} and refused {}; {} may be",
+            round.granted, round.to, round.refused, evidence.cap
+        );
+        verdict.violation("places leaked", what);
+    }
+}
+
+/// Rounds of the busy address which had an answer to each of their questions, and since whose predecessors nothing was
+/// done that could have kept their places from being given back, or counted.
+fn undisturbed(evidence: &Evidence, bounds: Bounds) -> impl Iterator<Item = Round> {
+    let disturbances = disturbances(evidence, bounds);
+    let quiet = move |pair: &&[Round]| {
+        let (since, to) = (pair[0].to, pair[1].to);
+        !disturbances.iter().any(|(begin, end)| *begin <= to && since < *end)
+    };
+    let answered = |round: &Round| round.granted + round.refused == evidence.cap;
+    evidence.rounds.windows(2).filter(quiet).map(|pair| pair[1]).filter(answered)
+}
+
+/// When an address may be refused what it has given back: while the cap is each node's own affair, and until the lease of
+/// a gateway that was killed has run out.
+pub(super) fn disturbances(evidence: &Evidence, bounds: Bounds) -> Vec<(Ms, Ms)> {
+    let killed = evidence.nodes.iter().filter_map(|node| node.killed);
+    let killed = killed.map(|at| (at, at + CROWD_BACK_MS + bounds.slack_ms));
+    unsettled(evidence, bounds).into_iter().chain(killed).collect()
 }
 
 impl Session {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::evidence::{
-    Attempt, Demands, Ending, FaultLog, Heard, Node, NodeLog, Number, Pace, Part, Published, Session, Shown, Survivor,
-    What,
+    Attempt, Demands, Ending, FaultLog, Heard, Node, NodeLog, Number, Pace, Part, Published, Round, Session, Shown,
+    Survivor, What,
 };
 
 /// The first moment of the runs here; a whole second, and a whole slot.
@@ -64,6 +64,9 @@ fn good_run() -> Evidence {
         });
     }
     evidence.attempts.push(Attempt { at: BEGIN + 3_000, open_until: None });
+    for from in [BEGIN + 500, BEGIN + 9_500, BEGIN + 12_500] {
+        evidence.rounds.push(Round { from, to: from + 50, granted: 10, refused: 0 });
+    }
     evidence
 }
 
@@ -404,8 +407,8 @@ fn a_client_that_comes_and_is_told_no_number_is_found() {
         let init = Shown { visitors: 60, counted: until, stale: false };
         session.heard.insert(0, Heard { at: until, id: None, what: What::Init(init) });
     };
-    check(&[], |evidence| waits(evidence, BEGIN + 3_000));
-    check(&["unflagged stale number"], |evidence| waits(evidence, BEGIN + 5_000));
+    check(&[], |evidence| waits(evidence, BEGIN + 2_500));
+    check(&["unflagged stale number"], |evidence| waits(evidence, BEGIN + 4_500));
 }
 
 #[test]
@@ -481,6 +484,25 @@ fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 4, Part::Gateway));
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 20, Part::Redis));
     check(&["gateway died"], |evidence| evidence.nodes[1].ended_by_itself = true);
+}
+
+// Inv. CAP
+#[test]
+fn a_place_that_is_not_given_back_is_found() {
+    let leaked = |evidence: &mut Evidence| {
+        (evidence.rounds[2].granted, evidence.rounds[2].refused) = (9, 1);
+    };
+    check(&["places leaked"], leaked);
+    // A gateway that was killed holds its places until its lease has run out, and no longer.
+    let killed = |evidence: &mut Evidence, at: Ms| {
+        leaked(evidence);
+        evidence.nodes.push(NodeLog { killed: Some(at), ..NodeLog::default() });
+    };
+    check(&[], |evidence| killed(evidence, BEGIN + 2_000));
+    check(&["places leaked"], |evidence| killed(evidence, BEGIN + 800));
+    let none = |spoil: fn(&mut Evidence)| check(&[], spoil).void.len();
+    assert_eq!(none(|evidence| evidence.rounds.truncate(1)), 1);
+    assert_eq!(none(|evidence| evidence.rounds.iter_mut().for_each(|round| round.granted = 9)), 1);
 }
 
 #[test]
