@@ -242,6 +242,8 @@ pub(crate) struct FaultLog {
     pub(crate) what: String,
     /// Where.
     pub(crate) part: Part,
+    /// Redis may have lost what it had acknowledged.
+    pub(crate) loses: bool,
     /// How its effect was seen from outside.
     pub(crate) confirmed: String,
     /// When it began.

@@ -244,7 +244,8 @@ async fn pause(
         None => String::new(),
     };
     let what = format!("ticker stopped: {}", moment.name());
-    let fault = FaultLog { kind: moment.name(), what, part: Part::Gateway, confirmed, begun, good, over: stage.now() };
+    let (part, over) = (Part::Gateway, stage.now());
+    let fault = FaultLog { kind: moment.name(), what, part, loses: false, confirmed, begun, good, over };
     Pause { moment, node: fleet.node(ticker), fault, refused: way.refused() - refused_before }
 }
 

@@ -90,6 +90,20 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// Whether Redis may lose what it has acknowledged.
+    pub(crate) fn loses(&self) -> bool {
+        match self {
+            Self::GatewayKilled { .. } | Self::GatewayFrozen { .. } | Self::PathBroken { .. } => false,
+            // Who is stopped goes on with all that it had.
+            Self::RedisFrozen { .. } | Self::SlotMigrated => false,
+            // With `appendfsync everysec` a write waits while the disk is busy.
+            Self::RedisKilled { .. } => true,
+            Self::RedisFlushed { .. } | Self::RedisEmptied { .. } => true,
+            Self::PowerCut { .. } | Self::PowerCutAfterTick => true,
+            Self::PrimaryKilled { .. } | Self::PrimaryFrozen { .. } => true,
+        }
+    }
+
     /// Its kind, for the summary.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

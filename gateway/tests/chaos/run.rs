@@ -231,7 +231,7 @@ async fn suffer(
     }
     let Struck { begun, good, confirmed } = struck;
     let (kind, what) = (fault.kind(), format!("{fault:?}"));
-    let log = FaultLog { kind, what, part, confirmed, begun, good, over: stage.now() };
+    let log = FaultLog { kind, what, part, loses: fault.loses(), confirmed, begun, good, over: stage.now() };
     (log, prompt.and(crowd).is_some())
 }
 

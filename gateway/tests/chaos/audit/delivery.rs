@@ -12,7 +12,7 @@
 //! told to be missing is judged by the clients with ids on the same node.
 //!
 //! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
-//! but not nothing either: it is counted apart.
+//! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has.
 
 use std::collections::{HashMap, HashSet};
 
@@ -69,6 +69,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
         check_once(reader, &history.redone, verdict);
     }
     check_order(&readers, &history.redone, verdict);
+    check_kept(evidence, &history, verdict);
     verdict.redone = history.redone.len();
 
     let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
@@ -290,6 +291,20 @@ fn check_once(reader: &Reader<'_>, redone: &HashSet<Number>, verdict: &mut Verdi
                 "duplicate",
                 format!("client {} on gateway {} read {:?} twice", reader.client, reader.node, heard),
             );
+        }
+    }
+}
+
+/// What was accepted stands in the stream, as long as nothing was done to Redis that takes it away: runs are shorter than
+/// the stream is. A gateway that says so and publishes nothing, or something else, is no loss of Redis's.
+fn check_kept(evidence: &Evidence, history: &History<'_>, verdict: &mut Verdict) {
+    for (number, event) in &evidence.published {
+        let Some((accepted, id)) = &event.accepted else { continue };
+        let mut losses = evidence.faults.iter().filter(|fault| fault.loses);
+        if history.events[number].place.is_none() && !losses.any(|fault| fault.over >= *accepted) {
+            let what =
+                format!("event {number}, accepted as {id}, does not stand in the stream, and nothing has taken it");
+            verdict.violation("accepted and gone", what);
         }
     }
 }
