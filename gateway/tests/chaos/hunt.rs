@@ -106,6 +106,9 @@ impl Chase {
         } else if let Some(at) = QUARRIES.iter().position(|quarry| Some(quarry.bug) == job.conditions.bug) {
             self.hunted(at, job.seed, outcome.as_ref(), waiting);
         } else {
+            if let Some(outcome) = outcome.as_ref().filter(|outcome| !outcome.verdict.violations.is_empty()) {
+                keep(&format!("planted-none-{}", job.seed), outcome);
+            }
             self.without.insert(job.seed, Some(shown_without_a_bug(outcome.as_ref())));
         }
         if self.begun.elapsed() > WITHIN {
@@ -123,8 +126,7 @@ impl Chase {
             }
             return;
         };
-        let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
-        report::keep(&format!("planted-{}", quarry.bug), &what, &report::table(outcome), &outcome.logs);
+        keep(&format!("planted-{}", quarry.bug), outcome);
         let how = outcome.verdict.violations.iter().find(|violation| rules.contains(violation.rule));
         let how = how.map(|violation| violation.what.clone()).unwrap_or_default();
         self.found[at] = Some(Found { seed, rules, how, after: self.begun.elapsed(), run: outcome.took });
@@ -169,6 +171,12 @@ impl Chase {
         }
         (text, all)
     }
+}
+
+/// Keeps what was violated, for whoever doubts it.
+fn keep(name: &str, outcome: &Outcome) {
+    let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
+    report::keep(name, &what, &report::table(outcome), &outcome.logs);
 }
 
 /// What is wrong with a run of gateways that have no bug.
