@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - The bytes that leave are whole frames in order: a half-written frame is finished before anything else.
-//! - Inv. BOUND: messages wait up to the limit; beside them at most one ping, one pong, one close frame, a resync.
+//! - Inv. BOUND: messages wait up to the limit; beside them at most one answer, ping, pong, close frame, a resync.
 //! - Inv. GAP: what was discarded lies behind the gap's `from` and not behind its `to`.
 //!
 //! The outbox knows no socket and no lock; it writes through a closure, which is how its tests stutter.
