@@ -59,7 +59,7 @@ for n in $(seq "$gateways"); do
         GATEWAY_TICK_INTERVAL=30s GATEWAY_PING_INTERVAL=30s GATEWAY_PONG_TIMEOUT=25s GATEWAY_DRAIN_DELAY=0 GATEWAY_DRAIN_WINDOW=5s \
         GATEWAY_LOG=warn nice -n 19 "$bin/gateway" >> "$dir/gateways.log" 2>&1 &
     gateway_pids+=($!)
-    options+=(--url "ws://$host:$port/ws/analytics" --pid $!)
+    options+=(--url "ws://$host:$port/ws/analytics" --pid $! --metrics "http://$host:$internal_port/metrics")
 done
 for n in $(seq "$gateways"); do
     await_gateway "$bin/gateway" "127.0.100.$n:$internal_port" "${gateway_pids[$n - 1]}"
@@ -104,18 +104,6 @@ echo "kernel     $(mib $most_kernel) more at most, $((most_kernel * 1024 / socke
 seconds_of() { echo "$(($1 / 100)).$(($1 / 10 % 10)) s"; }
 echo "CPU        gateways $(seconds_of "$(cpu_ticks "${gateway_pids[@]}")"), clients $(seconds_of $clients_ticks)," \
     "Redis $(seconds_of "$(cpu_ticks "$redis_pid")"); $SECONDS s from begin to end"
-# What gateways did not let in, by reason; of all together.
-metrics_of() {
-    local tcp
-    exec {tcp}<> "/dev/tcp/$1/$internal_port"
-    printf 'GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n' >&"$tcp"
-    cat <&"$tcp"
-    exec {tcp}>&-
-}
-for n in $(seq "$gateways"); do
-    metrics_of "127.0.100.$n"
-done | awk '/^gateway_(connects_failed|handshakes)_total/ && $2 > 0 { sum[$1] += $2 }
-    END { for (name in sum) print "gateways   " name " " sum[name] }' | sort
 sort "$dir/gateways.log" | cut -c 28- | uniq -c | sort -rn | head -5
 if [ $((most_one / 1024)) -ge "$gateway_mib_max" ]; then
     echo "BROKEN     a gateway needed $(mib "$most_one"), at most $gateway_mib_max MiB wanted"

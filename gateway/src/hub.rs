@@ -142,7 +142,8 @@ impl Default for HubSettings {
 
 impl HubSettings {
     fn limits(&self) -> Limits {
-        Limits { ping_interval: self.ping_interval, pong_timeout: self.pong_timeout, max_age: self.max_age }
+        let Self { ping_interval, pong_timeout, max_age, snapshot_interval, .. } = *self;
+        Limits { ping_interval, pong_timeout, max_age, snapshot_interval }
     }
 }
 

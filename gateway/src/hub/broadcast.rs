@@ -256,7 +256,7 @@ fn ride(hub: &Hub, messages: &[Broadcast]) -> Option<Ride> {
     let (core, settings) = (&hub.core, &hub.core.settings);
     let brings = messages.iter().any(|message| message.kind == MessageKind::RealtimeUpdate);
     let now = core.last_sweep.moment(hub.clock.now_ms());
-    Ride::new(now, settings.snapshot_interval, settings.limits()).filter(|_| brings)
+    Ride::new(now, settings.limits()).filter(|_| brings)
 }
 
 fn visit(hub: &Hub, pass: &Pass<'_>, sockets: &mut Vec<Arc<Conn>>) {
