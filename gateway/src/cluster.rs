@@ -171,6 +171,7 @@ impl Cluster {
         parts.vitals.moved(Loop::Beat);
         // The lease counts from when the backplane gets the beat, which is after this. The call's own bound keeps it
         // shorter than the lease, unless the process sleeps; then the next beat tells.
+        let sent = parts.clock.now();
         let reply = match parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -179,7 +180,7 @@ impl Cluster {
             }
         };
         *told = None;
-        parts.time.learned(reply.now);
+        parts.time.learned(sent, reply.now);
         parts.admission.backplane_answered();
         let news = membership.heard(&reply);
         self.report.send_replace(Report {

@@ -24,7 +24,7 @@ use shared::ids::EventId;
 use shared::message::encode_gap;
 
 use super::replay::Replay;
-use super::{State, frame};
+use super::{Shown, frame};
 
 /// What an entry costs beside its bytes; counted so that many small messages cannot hide.
 const ENTRY_BYTES: usize = size_of::<Entry>();
@@ -111,7 +111,7 @@ pub(super) struct Resync {
     /// The `init` frame with the newest state; none before there is a state.
     pub(super) init: Option<Bytes>,
     /// The state that it tells.
-    pub(super) state: Option<State>,
+    pub(super) state: Option<Shown>,
     /// The id of the last message that passes up to `sequence` carried.
     pub(super) last_id: Option<EventId>,
     /// Where a gap up to now ends. None when nothing is known before what comes next.
