@@ -11,7 +11,8 @@
 //! **Alone.** When the backplane leaves a question unanswered for [`AdmissionSettings::backplane_wait`], the node
 //! decides by its own count: for this handshake, and for all further ones at once, without asking, until the backplane has answered
 //! anything again. A node that is told it is no member decides by its own count too, and asks to be entered again
-//! ([`Admission::gone`]).
+//! ([`Admission::gone`]). So it does for the handshakes of one address, and goes on asking for all others, where what
+//! stands in that address's place is no count: that costs the address its cap over all nodes, and nobody else anything.
 //!
 //! What was let in alone is not simply told: nodes that were each within the cap may be over it together. It is asked
 //! about afterwards ([`Admission::readmit`]), which names the sockets that are too many; until then the cluster counts
@@ -49,7 +50,7 @@ pub use self::guards::Permit;
 use self::guards::{Batch, Inquiry, Reservation, Seat, Turn};
 use self::rate::HandshakeRate;
 use self::visitors::VisitorBudget;
-use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane, READMIT_ADDRESSES_MAX};
+use crate::backplane::{self, AddressHash, Admit, AdmitReply, Backplane, BackplaneError, READMIT_ADDRESSES_MAX};
 use crate::clock::Clock;
 use crate::identity::{VisitorDigest, address_hash};
 use crate::metrics::Metrics;
@@ -94,7 +95,7 @@ pub struct Readmission {
     /// The addresses that have too many, and how many of each may stay: not how many must go, as some may have gone by
     /// themselves meanwhile.
     pub kept: Vec<(AddressHash, u32)>,
-    /// No question has an answer of use (the node is no member, or keys hold something else): try again, but not at once.
+    /// No question has an answer of use (the node is no member): try again, but not at once.
     pub is_stuck: bool,
 }
 
@@ -242,8 +243,7 @@ impl Admission {
         // What becomes dirty meanwhile belongs to the next call: this one ends.
         let mut rounds = counts::DIRTY_MAX.div_ceil(FLUSH_BATCH_MAX);
         while rounds > 0 {
-            let batch =
-                Batch { admission: self, counts: self.counts.lock().begin_batch(FLUSH_BATCH_MAX), told: Told::Unsure };
+            let batch = Batch::begin(self, FLUSH_BATCH_MAX);
             if batch.counts.is_empty() {
                 break;
             }
@@ -288,6 +288,13 @@ impl Admission {
         self.unadmitted.notify_one();
     }
 
+    /// Asks again about the addresses in whose place something else stood. To be called about every second.
+    pub fn owe_put_off(&self) {
+        if self.counts.lock().owe_put_off() {
+            self.unadmitted.notify_one();
+        }
+    }
+
     /// Waits until there are sockets that have to be admitted. Cancel safe; for one waiter.
     pub async fn unadmitted(&self) {
         while !self.owes_admission() {
@@ -306,7 +313,8 @@ impl Admission {
     ///
     /// # Errors
     /// When the backplane does not answer: call it again.
-    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed.
+    // Inv. CAP: what does not fit beside the other members' sockets is named, to be closed, until nothing is left that
+    // does not fit: a socket that was let in is not yet to be found while its handshake ends.
     pub async fn readmit(&self) -> backplane::Result<Readmission> {
         let Some(mut inquiry) = Inquiry::begin(self, READMIT_ADDRESSES_MAX).await else {
             return Ok(Readmission::default());
@@ -320,14 +328,15 @@ impl Admission {
                 Ok(AdmitReply::Granted) => inquiry.told[at] = Told::Yes,
                 // The surplus is about to be closed; telling the larger number meanwhile would undo the answer.
                 Ok(AdmitReply::Refused { counted }) => {
-                    inquiry.told[at] = Told::Yes;
+                    inquiry.told[at] = Told::TooMany;
                     readmission.kept.push((inquiry.held[at].0, counted));
                 }
                 Ok(AdmitReply::Gone) => self.gone.notify_one(),
+                Err(BackplaneError::Corrupt(_)) => inquiry.told[at] = Told::Unreadable,
                 Err(_) => {}
             }
         }
-        readmission.is_stuck = !inquiry.told.contains(&Told::Yes);
+        readmission.is_stuck = inquiry.told.iter().all(|told| *told == Told::Unsure);
         Ok(readmission)
     }
 
@@ -373,7 +382,8 @@ impl Admission {
         }
     }
 
-    /// Puts the question, when it is the address' turn; none when the backplane is silent, and then the node is alone.
+    /// Puts the question, when it is the address' turn. None when there is no answer: the backplane is silent, and then
+    /// the node is alone; or it holds something unexpected, which is told at once and says nothing about other addresses.
     /// Dropping the returned turn, or this future, leaves the address dirty: whether the question was carried out is
     /// not known.
     // Inv. CAP: the wait is that for one answer. Were it also that for one's turn, a client could make the node believe
@@ -384,6 +394,10 @@ impl Admission {
         let question = Admit { node: self.node, address, held, wanted: held + 1, cap };
         match tokio::time::timeout(self.settings.backplane_wait, self.backplane.admit(&question)).await {
             Ok(Ok(reply)) => Some((turn, reply)),
+            Ok(Err(BackplaneError::Corrupt(_))) => {
+                turn.unreadable();
+                None
+            }
             Ok(Err(_)) | Err(_) => {
                 // Before the turn is given back, so that whoever gets it next does not wait as well.
                 self.alone.store(true, Ordering::Relaxed);

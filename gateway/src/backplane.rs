@@ -439,12 +439,14 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
     async fn admit(&self, request: &Admit) -> Result<AdmitReply>;
 
     /// Has all that the node holds of these addresses admitted again, at most [`READMIT_ADDRESSES_MAX`] in one step: as
-    /// [`Self::admit`] of each, with `wanted` equal to `held`. Each has its own answer, in their order.
+    /// [`Self::admit`] of each, with `wanted` equal to `held`. Each has its own answer, in their order:
+    /// [`BackplaneError::Corrupt`] where something else stands in an address's place.
     async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>>;
 
     /// States how many sockets of these addresses the node holds now; 0 forgets. Never a difference: a difference
-    /// that is lost or repeated is wrong for ever.
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()>;
+    /// that is lost or repeated is wrong for ever. Returns those for which nothing is noted, because something else stands
+    /// in their place; all others are.
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>>;
 
     /// The salts of today and yesterday, made if they do not exist. `offer` are those that the node still holds of
     /// earlier (day, salt): they are taken over where the backplane has lost its own.

@@ -13,7 +13,8 @@
 //! - the beat renews the lease, and says when the node has entered anew ([`membership`] decides);
 //! - recovery then learns the cluster's secret;
 //! - sockets that have to be admitted are, those of before the entering as well as those that were let in while nobody
-//!   could be asked: a call at a time, with rests ([`pace`]), so that a fleet which enters at once harms nobody;
+//!   could be asked: a call at a time, with rests ([`pace`]), so that a fleet which enters at once harms nobody. Where
+//!   something else stands in an address's place, that is asked about again each second, apart from all others;
 //! - the flush tells the counts of addresses that have changed, but for those that have still to be admitted.
 //!
 //! At the end the node leaves, when its last socket is gone: until then its sockets are still counted.
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::membership::{Kept, Membership, News};
-use crate::admission::Admission;
+use crate::admission::{Admission, Readmission};
 use crate::backplane::{AddressHash, Backplane, BackplaneError, MEMBER_LEASE, Result};
 use crate::clock::{Clock, Mono};
 use crate::cluster_time::ClusterTime;
@@ -48,6 +49,9 @@ pub const BEAT_EVERY: Duration = Duration::from_millis(1_500);
 pub const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// All counts are told anew this often, whatever happened to them: well within the hour after which they expire.
 pub const REWRITE_EVERY: Duration = Duration::from_secs(20 * 60);
+/// Where something else than counts stood in an address's place is asked about again after this: so soon after an operator
+/// has removed it, the address has its cap again.
+pub const ASK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// The last flush and the farewell take at most this long each.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
@@ -133,6 +137,7 @@ impl Cluster {
             () = self.readmit() => {}
             () = self.flush() => {}
             () = self.rewrite() => {}
+            () = self.ask_again() => {}
         }
         let _ = timeout(FAREWELL_MAX, self.parts.admission.flush_dirty()).await;
         let farewell = timeout(FAREWELL_MAX, self.parts.backplane.leave(self.parts.node)).await;
@@ -166,6 +171,7 @@ impl Cluster {
         parts.vitals.moved(Loop::Beat);
         // The lease counts from when the backplane gets the beat, which is after this. The call's own bound keeps it
         // shorter than the lease, unless the process sleeps; then the next beat tells.
+        let sent = parts.clock.now();
         let reply = match parts.backplane.beat(parts.node, membership.join(), MEMBER_LEASE).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -174,7 +180,7 @@ impl Cluster {
             }
         };
         *told = None;
-        parts.time.learned(reply.now);
+        parts.time.learned(sent, reply.now);
         parts.admission.backplane_answered();
         let news = membership.heard(&reply);
         self.report.send_replace(Report {
@@ -240,20 +246,17 @@ impl Cluster {
             self.parts.admission.unadmitted().await;
             self.recovered_from_entering().await;
             let begun = Instant::now();
-            let goes_on = match self.parts.admission.readmit().await {
-                Ok(readmission) => {
-                    self.close_surplus(readmission.kept);
-                    !readmission.is_stuck
+            let rest = match self.parts.admission.readmit().await {
+                Ok(Readmission { kept, is_stuck: false }) => {
+                    backoff.reset();
+                    let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
+                    // What trickles in gathers, like counts do. And a handshake that ends while somebody of its address
+                    // had to go gets the time for it: the next answer finds its socket.
+                    let is_whole = kept.is_empty() && self.parts.admission.owes_admission();
+                    self.close_surplus(kept);
+                    if is_whole { rest } else { rest.max(FLUSH_AFTER) }
                 }
-                Err(_) => false,
-            };
-            let rest = if goes_on {
-                backoff.reset();
-                let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
-                // What trickles in gathers, like counts do.
-                if self.parts.admission.owes_admission() { rest } else { rest.max(FLUSH_AFTER) }
-            } else {
-                backoff.next_delay(&mut rand::rng())
+                Ok(_) | Err(_) => backoff.next_delay(&mut rand::rng()),
             };
             tokio::time::sleep(rest).await;
         }
@@ -286,6 +289,9 @@ impl Cluster {
             tracing::warn!(sockets = sockets.len(), "closing sockets that are over their address's cap");
         }
         for id in sockets {
+            // The cluster does not count it any more. Were its place kept until the client has answered, the next answer
+            // would name it once more.
+            self.parts.hub.give_place_back(id);
             self.parts.hub.close(id, CloseReason::Overloaded);
         }
     }
@@ -328,6 +334,13 @@ impl Cluster {
                     tokio::time::sleep(delay).await;
                 }
             }
+        }
+    }
+
+    async fn ask_again(&self) {
+        loop {
+            tokio::time::sleep(ASK_AGAIN_EVERY).await;
+            self.parts.admission.owe_put_off();
         }
     }
 

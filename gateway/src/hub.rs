@@ -71,7 +71,7 @@ use self::pulse::{Limits, Pulse};
 use self::task::SocketTask;
 use self::viewer::Viewer;
 use crate::backplane::AddressHash;
-use crate::clock::Clock;
+use crate::clock::{Clock, Mono};
 use crate::identity::VisitorDigest;
 use crate::metrics::{Close, Direction, Metrics};
 use crate::session::{ControlDecision, Session};
@@ -142,7 +142,8 @@ impl Default for HubSettings {
 
 impl HubSettings {
     fn limits(&self) -> Limits {
-        Limits { ping_interval: self.ping_interval, pong_timeout: self.pong_timeout, max_age: self.max_age }
+        let Self { ping_interval, pong_timeout, max_age, snapshot_interval, .. } = *self;
+        Limits { ping_interval, pong_timeout, max_age, snapshot_interval }
     }
 }
 
@@ -167,12 +168,40 @@ pub enum Ids {
     With,
 }
 
-/// The newest number, as `init` tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The newest number.
+///
+/// Whether it is still the present truth is no part of it, but a question of the time at which it is told: a flag would
+/// be as old as the last look of whoever sets it, and wrong after a pause of the process until that one looks again.
+#[derive(Debug, Clone, Copy)]
 pub struct State {
     /// The number and when it was counted.
     pub snapshot: Snapshot,
-    /// Whether it is the present truth.
+    /// From here on it is stale, on the node's own clock.
+    pub fresh_until: Mono,
+    /// Its id in the stream.
+    pub id: Option<EventId>,
+}
+
+impl State {
+    /// Whether it is the present truth at `now`.
+    #[must_use]
+    pub fn freshness_at(&self, now: Mono) -> Freshness {
+        if now < self.fresh_until { Freshness::Fresh } else { Freshness::Stale }
+    }
+
+    /// As whoever tells it at `now` has to.
+    #[must_use]
+    pub fn shown_at(&self, now: Mono) -> Shown {
+        Shown { snapshot: self.snapshot, freshness: self.freshness_at(now), id: self.id }
+    }
+}
+
+/// The newest number as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// The number and when it was counted.
+    pub snapshot: Snapshot,
+    /// Whether it was the present truth when it was told.
     pub freshness: Freshness,
     /// Its id in the stream.
     pub id: Option<EventId>,
@@ -292,7 +321,7 @@ impl Hub {
         vitals: Arc<Vitals>,
         handler: Box<dyn Handler>,
     ) -> Arc<Self> {
-        let core = Core::new(settings, metrics);
+        let core = Core::new(settings, clock, metrics);
         Arc::new(Self { core, conns: DashMap::new(), next_id: AtomicU64::new(1), handler, clock, vitals })
     }
 
@@ -302,10 +331,10 @@ impl Hub {
         self.core.prime(state);
     }
 
-    /// The newest state.
+    /// The newest state, as it is to be told now.
     #[must_use]
-    pub fn state(&self) -> Option<State> {
-        self.core.published().state
+    pub fn state(&self) -> Option<Shown> {
+        self.core.published().state.map(|state| state.shown_at(self.clock.now()))
     }
 
     /// Becomes true when there is a state.

@@ -68,7 +68,7 @@ mod feature {
             // In admit.lua and set_counts.lua.
             Some(Bug::CountsByDifference) => &[
                 ("redis.call('HSET', address, node, int(counted))", "redis.call('HINCRBY', address, node, 1)"),
-                ("if count == '0' then", "if redis.call('HINCRBY', address, ARGV[1], -1) then\n  elseif false then"),
+                ("if count == '0' then", "if redis.call('HINCRBY', address, ARGV[3], -1) then\n  elseif false then"),
             ],
             _ => &[],
         };

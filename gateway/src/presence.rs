@@ -207,9 +207,11 @@ impl Presence {
     fn plan_salts(&self, agenda: &mut Agenda) {
         if let Some(names) = self.names.load().as_ref() {
             let salts = names.salts();
-            let now = self.time.now().unwrap_or(salts.now);
-            let left = (salts.day + 1).saturating_mul(DAY_MS).saturating_sub(now);
-            agenda.salts_serve_until(self.clock.now() + Duration::from_millis(left.max(1)));
+            // Not before midnight: fetched early, today's would come again and again until it is there.
+            let now = self.clock.now();
+            let theirs = self.time.at(now).map_or(salts.now, |time| time.earliest);
+            let left = (salts.day + 1).saturating_mul(DAY_MS).saturating_sub(theirs);
+            agenda.salts_serve_until(now + Duration::from_millis(left.max(1)));
         }
     }
 
@@ -246,8 +248,9 @@ impl Presence {
     async fn fetch_salts(&self) -> Result<()> {
         let held = self.names.load_full();
         let offer = held.as_ref().map(|held| held.offer()).unwrap_or_default();
+        let sent = self.clock.now();
         let salts = self.backplane.salts(&offer).await?;
-        self.time.learned(salts.now);
+        self.time.learned(sent, salts.now);
         self.names.store(Some(Arc::new(Names::next(held.as_deref(), salts))));
         Ok(())
     }

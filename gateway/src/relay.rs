@@ -37,7 +37,7 @@ use tokio::sync::watch;
 
 use self::cursor::{Cursor, Gap, REMEMBERED_MAX, Verdict};
 use self::decode::{SlotGate, decode};
-use self::freshness::{Turn, Watch};
+use self::freshness::{Turn, Watch, age};
 use self::handover::Handover;
 use self::recall::recalled;
 use crate::backplane::{Backplane, BackplaneError, Entry, Lease, Result, STREAM_ENTRIES_MAX, TickMark};
@@ -193,16 +193,17 @@ impl Relay {
         // Inv. SLOT: a tick between the two answers is stored already, and comes through the stream as well. So what
         // stands before the place that was taken counts, if there is any.
         let standing = newest.map(|(_, _, snapshot)| snapshot);
-        let Some(snapshot) = standing.or(stored) else { return Ok(()) };
-        if self.parts.time.now().is_none() {
-            // Nobody has asked yet. Whoever greets with a number must know how old it is.
+        if self.parts.time.at(self.parts.clock.now()).is_none() {
+            // Nobody has asked yet. Whoever shows a number must know how old it is.
+            let sent = self.parts.clock.now();
             let now = self.attend(backplane.salts(&[])).await?.now;
-            self.parts.time.learned(now);
+            self.parts.time.learned(sent, now);
         }
-        let freshness = self.judge(snapshot);
-        let state = State { snapshot, freshness, id: newest.map(|(_, id, _)| id) };
+        let Some(snapshot) = standing.or(stored) else { return Ok(()) };
+        let now = self.parts.clock.now();
+        let state = State { snapshot, fresh_until: self.judge(snapshot, now), id: newest.map(|(_, id, _)| id) };
         self.last = Some(state);
-        if freshness == Freshness::Fresh {
+        if state.freshness_at(now) == Freshness::Fresh {
             // Inv. ORDER: this one alone goes past the broadcaster, as no message brings it. Were one that does told before
             // its pass, a socket that joins in between would get it twice.
             self.parts.hub.prime(state);
@@ -331,28 +332,27 @@ impl Relay {
         if !entry.tick.is_some_and(|mark| self.gate.admit(mark) || planted::has(Bug::NoSlotCheck)) {
             return Relayed::Duplicate;
         }
-        let freshness = self.judge(snapshot);
-        let state = State { snapshot, freshness, id: Some(entry.event_id()) };
+        let now = self.parts.clock.now();
+        let state = State { snapshot, fresh_until: self.judge(snapshot, now), id: Some(entry.event_id()) };
         self.last = Some(state);
-        if freshness == Freshness::Stale && more_follows {
+        if state.freshness_at(now) == Freshness::Stale && more_follows {
             return Relayed::Duplicate;
         }
         self.send_state(state, Some(entry)).await;
         Relayed::Delivered
     }
 
-    /// Whether a snapshot is the present truth. One that is ends the time of staleness.
-    fn judge(&mut self, snapshot: Snapshot) -> Freshness {
-        let counted_ms = snapshot.timestamp.unix_seconds().saturating_mul(1000);
-        // Before the backplane's time is known, what is read just now counts as new.
-        let age_ms = self.parts.time.now().map_or(0, |now| now.saturating_sub(counted_ms));
+    /// Until when a snapshot is the present truth. One that is ends the time of staleness.
+    // One look at the clock for its age and for what follows from it: a pause between two would be forgotten.
+    fn judge(&mut self, snapshot: Snapshot, now: Mono) -> Mono {
+        let age = self.parts.time.at(now).and_then(|time| age(snapshot.timestamp, time));
         let was_stale = self.watch.is_stale();
-        let freshness = self.watch.came(Duration::from_millis(age_ms), self.parts.clock.now());
-        if was_stale && freshness == Freshness::Fresh {
+        let fresh_until = self.watch.came(age, now);
+        if was_stale && !self.watch.is_stale() {
             self.parts.metrics.stale.set(0);
             tracing::info!("snapshots come again");
         }
-        freshness
+        fresh_until
     }
 
     /// Runs `work` to its end; meanwhile says when snapshots stay away, and shows that the relay lives.
@@ -377,7 +377,8 @@ impl Relay {
 
     /// No snapshot has come for too long.
     async fn miss(&mut self) {
-        let Some(turn) = self.watch.poll(self.parts.clock.now()) else { return };
+        let now = self.parts.clock.now();
+        let Some(turn) = self.watch.poll(now) else { return };
         // Silence is a reason to doubt the place, and to take whatever snapshot comes.
         self.in_doubt = true;
         self.gate.forget();
@@ -390,8 +391,7 @@ impl Relay {
             tracing::warn!("no snapshot for two intervals; the number is shown as stale");
         }
         if let Some(last) = self.last {
-            let state = State { freshness: Freshness::Stale, ..last };
-            self.send_state(state, None).await;
+            self.send_state(State { fresh_until: last.fresh_until.min(now), ..last }, None).await;
         }
     }
 
@@ -402,7 +402,7 @@ impl Relay {
     }
 
     async fn send_state(&self, state: State, entry: Option<&Entry>) {
-        let text = encode_update(state.snapshot, state.freshness);
+        let text = encode_update(state.snapshot, state.freshness_at(self.parts.clock.now()));
         let id = entry.map(Entry::event_id);
         self.broadcast(Broadcast { kind: MessageKind::RealtimeUpdate, text, id, state: Some(state) }).await;
     }

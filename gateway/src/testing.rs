@@ -211,7 +211,7 @@ impl Backplane for Unreliable {
     async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
         self.through(Call::Readmit, self.inner().readmit(node, cap, held)).await
     }
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
         self.through(Call::SetCounts, self.inner().set_counts(node, counts)).await
     }
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {

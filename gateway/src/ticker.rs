@@ -134,8 +134,9 @@ impl Ticker {
     }
 
     async fn claim(&self) -> Option<ClaimReply> {
+        let sent = self.clock.now();
         let reply = timeout(CALL_TIMEOUT, self.backplane.claim(self.node, self.settings.lease)).await.ok()?.ok()?;
-        self.time.learned(reply.now);
+        self.time.learned(sent, reply.now);
         Some(reply)
     }
 

@@ -100,7 +100,8 @@ pub(crate) struct Common {
     /// Process id of a server on this machine, to report its memory and CPU. Several are added up
     #[arg(long)]
     pub(crate) pid: Vec<u32>,
-    /// A server's metrics, to report what it says that it wrote: http://host:port/metrics
+    /// A server's metrics, to report what it says that it wrote, and whom it refused: http://host:port/metrics. Several
+    /// are added up
     #[arg(long)]
     pub(crate) metrics: Vec<String>,
     #[command(flatten)]

@@ -58,6 +58,28 @@ pub(crate) enum SlowManner {
 }
 
 impl Job {
+    /// All clients in one group, of which nobody is slow or leaves, and who bear with the servers.
+    pub(crate) fn new(urls: Vec<String>, connections: u32, rate: f64) -> Self {
+        Self {
+            urls,
+            query: String::new(),
+            connections,
+            first: 0,
+            total: connections,
+            rate,
+            spread: 1,
+            forwarded_for: false,
+            answer_pings: YesNo::Yes,
+            interval_ms: 0,
+            late: None,
+            slow_share: 0.0,
+            slow_manner: SlowManner::Drip,
+            heard_min: (0, 0),
+            open_within: Duration::from_secs(10),
+            lives: None,
+        }
+    }
+
     /// Part number `part` of `parts`.
     pub(crate) fn part(&self, part: u32, parts: u32) -> Self {
         let bound = |part: u32| {
@@ -279,24 +301,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn job(urls: &[String], connections: u32) -> Job {
-        Job {
-            urls: urls.to_vec(),
-            query: String::new(),
-            connections,
-            first: 0,
-            total: connections,
-            rate: 500.0,
-            spread: 1,
-            forwarded_for: false,
-            answer_pings: YesNo::Yes,
-            interval_ms: 5000,
-            late: None,
-            slow_share: 0.0,
-            slow_manner: SlowManner::Drip,
-            heard_min: (0, 0),
-            open_within: Duration::from_secs(10),
-            lives: None,
-        }
+        Job { interval_ms: 5000, ..Job::new(urls.to_vec(), connections, 500.0) }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::pace::Slowest;
 use crate::process::{self, Machine, Usage};
 use crate::publish::{Http, Orders, Outcome, Outlet, Publisher, Redis, Tempo};
 use crate::report::Report;
-use crate::scrape::Written;
+use crate::scrape::{Arrivals, Written};
 use crate::soak::Sample;
 
 /// How often the leader looks.
@@ -101,6 +101,8 @@ pub(crate) struct Run {
     /// The server's largest resident memory while all listened.
     pub(crate) rss_most_bytes: Option<u64>,
     pub(crate) published: Option<Outcome>,
+    /// Who came to the servers.
+    pub(crate) arrivals: Option<Arrivals>,
 }
 
 /// What [`Middle`] gives.
@@ -118,6 +120,7 @@ impl Plan {
     /// When the test cannot be run; what the audit finds is in the report.
     pub(crate) fn run(&self) -> anyhow::Result<Report> {
         let published = self.published();
+        let earlier = Arrivals::of_all(&self.metrics);
         let before = self.mark(Progress::default());
         let mut crew = Crew::start(&self.job, self.threads, self.processes, &published)?;
         let mut publisher = None;
@@ -140,7 +143,8 @@ impl Plan {
         settle(&mut crew, outcome.as_ref())?;
         crew.order(&Order::Leave(outcome.as_ref().map(|outcome| outcome.given_up.clone()).unwrap_or_default()))?;
         let tally = crew.finish()?;
-        let run = Run { before, opened, after, storm, samples, rss_most_bytes, published: outcome };
+        let arrivals = Arrivals::of_all(&self.metrics).zip(earlier).map(|(all, earlier)| all.since(&earlier));
+        let run = Run { before, opened, after, storm, samples, rss_most_bytes, published: outcome, arrivals };
         Ok(Report::new(self, tally, &run))
     }
 

@@ -9,6 +9,7 @@ use crate::audit::Finding;
 use crate::latency::Waits;
 use crate::lead::{Mark, Plan, Run};
 use crate::process::{Machine, Usage};
+use crate::scrape::Arrivals;
 use crate::soak::Soak;
 use crate::tally::{Messages, Tally};
 
@@ -100,6 +101,8 @@ pub(crate) struct Report {
     deliveries_per_second: f64,
     published: Option<Published>,
     server: Option<ServerUse>,
+    /// What the servers say of those who came.
+    arrivals: Option<Arrivals>,
     storm: Option<Storm>,
     soak: Option<Soak>,
     machine: Option<MachineUse>,
@@ -128,6 +131,7 @@ impl Report {
             opened: tally.upgrade.count(),
             open_at_end: tally.open_at_end,
             server: server_use(plan, run, &tally),
+            arrivals: run.arrivals.clone(),
             storm: run.storm.as_ref().map(|(calm, over)| storm(calm, over, &tally)),
             soak,
             machine: machine_use(run),
@@ -303,6 +307,9 @@ impl fmt::Display for Report {
         }
         self.server(f)?;
         self.special(f)?;
+        for (outcome, count) in self.arrivals.iter().flat_map(|Arrivals(counts)| counts) {
+            writeln!(f, "gateways   {outcome} {count}")?;
+        }
         self.faults(f)?;
         f.write_str(if self.ok { "ok" } else { "NOT ok" })
     }

@@ -195,22 +195,15 @@ fn job(common: &Common) -> anyhow::Result<Job> {
         Target::resolve(url, "ws").map_err(|error| anyhow!(error))?;
     }
     Ok(Job {
-        urls: common.url.clone(),
         query: common.query.clone(),
-        connections: common.connections,
-        first: 0,
-        total: common.connections,
-        rate: common.rate,
         spread: common.spread,
         forwarded_for: common.forwarded_for,
         answer_pings: common.answer_pings,
         interval_ms: u64::try_from(common.interval.as_millis()).unwrap_or(u64::MAX),
         late: common.late,
-        slow_share: 0.0,
-        slow_manner: SlowManner::Drip,
         heard_min: (common.min_pings, common.min_updates),
         open_within: common.open_within,
-        lives: None,
+        ..Job::new(common.url.clone(), common.connections, common.rate)
     })
 }
 

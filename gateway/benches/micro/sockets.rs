@@ -13,13 +13,13 @@ use bytes::Bytes;
 use gateway::admission::{Admission, AdmissionSettings};
 use gateway::backplane::AddressHash;
 use gateway::backplane::memory::MemoryBackplane;
-use gateway::clock::Clock;
+use gateway::clock::{Clock, Mono};
 use gateway::hub::{Hub, HubSettings, Ids, NewSocket, State};
 use gateway::identity::VisitorDigest;
 use gateway::metrics::{Direction, Metrics};
 use gateway::vitals::Vitals;
 use shared::ids::NodeId;
-use shared::message::{Freshness, MessageKinds};
+use shared::message::MessageKinds;
 use tokio::net::TcpStream;
 
 use super::wire::{id, snapshot};
@@ -31,7 +31,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 pub(crate) fn hub() -> (Arc<Hub>, Arc<Metrics>) {
     let (metrics, clock) = (Arc::new(Metrics::default()), Clock::start());
     let hub = Hub::new(HubSettings::default(), clock, Arc::clone(&metrics), Arc::new(Vitals::new(clock)));
-    hub.prime(State { snapshot: snapshot(), freshness: Freshness::Fresh, id: Some(id()) });
+    hub.prime(State { snapshot: snapshot(), fresh_until: Mono::MAX, id: Some(id()) });
     (hub, metrics)
 }
 

@@ -13,6 +13,10 @@
 //! end it had been told. So addresses that have left are remembered for a while ([`Counts::forget_left`]), to be told
 //! anew with all others.
 //!
+//! And an answer may come too late to be true: between the question of a handshake and its answer the node may have been
+//! out, and others let in. So when everything is to be decided anew, what is being asked about at that moment is, too
+//! ([`Counts::owe_all`]), though it may have no socket yet.
+//!
 //! An entry exists only while an address has sockets or handshakes here, so the map is bounded by the node's cap;
 //! dirty marks are bounded by [`DIRTY_MAX`].
 
@@ -49,6 +53,10 @@ pub(super) struct Counts {
     busy: HashSet<AddressHash>,
     /// Have sockets that the cluster did not let in. Only addresses with sockets, so bounded by them.
     unadmitted: HashSet<AddressHash>,
+    /// Those of `unadmitted` about which it is in vain to ask just now.
+    put_off: HashSet<AddressHash>,
+    /// Those of `busy` whose question was put before the cluster had to decide anew about every address.
+    overtaken: HashSet<AddressHash>,
     /// Had sockets or handshakes, and have none: since the last time that some were forgotten, and in the time before.
     left: [HashSet<AddressHash>; 2],
 }
@@ -64,6 +72,12 @@ pub(super) enum Told {
     Yes,
     /// It may know another one.
     Unsure,
+    /// It counts fewer: the others are to be closed. One that was let in and is not open yet is missed by whoever looks
+    /// for them, so the cluster is asked again until none is left.
+    TooMany,
+    /// It cannot know any: its place for the address holds something else. That is the address's own affair; it is asked
+    /// about again from time to time, as only an operator can help ([`Counts::owe_put_off`]).
+    Unreadable,
 }
 
 impl Counts {
@@ -110,11 +124,20 @@ impl Counts {
     pub(super) fn owe_all(&mut self) {
         let held = self.addresses.iter().filter(|(_, sockets)| sockets.held > 0);
         self.unadmitted.extend(held.map(|(address, _)| *address));
+        self.put_off.clear();
+        // Inv. CAP: what is granted yet was granted by those who did not know who would be let in meanwhile.
+        self.overtaken.extend(&self.busy);
     }
 
-    /// Whether there are addresses about whose sockets the cluster has still to decide.
+    /// It is time to ask again where that was in vain. Returns whether there is anything to ask.
+    pub(super) fn owe_put_off(&mut self) -> bool {
+        self.put_off.clear();
+        self.owes_admission()
+    }
+
+    /// Whether there are addresses about whose sockets the cluster has still to decide, and can.
     pub(super) fn owes_admission(&self) -> bool {
-        !self.unadmitted.is_empty()
+        self.unadmitted.len() > self.put_off.len()
     }
 
     /// A socket ended.
@@ -132,7 +155,8 @@ impl Counts {
     /// they have now: nothing else is to be told of them then. Who is let in alone from here on is asked about another
     /// time.
     pub(super) fn begin_admissions(&mut self, max: usize) -> Vec<(AddressHash, u32)> {
-        let free = self.unadmitted.iter().filter(|address| !self.busy.contains(address));
+        let may_be_asked = |address: &&AddressHash| !self.busy.contains(*address) && !self.put_off.contains(*address);
+        let free = self.unadmitted.iter().filter(may_be_asked);
         let batch: Vec<_> = free.take(max).map(|address| (*address, self.held(*address))).collect();
         for (address, _) in &batch {
             self.unadmitted.remove(address);
@@ -145,8 +169,14 @@ impl Counts {
     /// Gives the turn back. Returns whether the address has to be told (again).
     pub(super) fn end(&mut self, address: AddressHash, told: Told) -> bool {
         self.busy.remove(&address);
-        if told == Told::Unsure {
-            self.mark(address);
+        match told {
+            Told::Yes => {}
+            Told::Unsure => self.mark(address),
+            Told::TooMany => self.owe_admission(address),
+            Told::Unreadable => self.put_off(address),
+        }
+        if self.overtaken.remove(&address) {
+            self.owe_admission(address);
         }
         self.dirty.contains(&address)
     }
@@ -172,9 +202,9 @@ impl Counts {
         !self.busy.contains(address) && !self.unadmitted.contains(address)
     }
 
-    /// Whether everything has been told, and answered.
+    /// Whether everything that can be told has been, and answered.
     pub(super) fn is_told(&self) -> bool {
-        self.dirty.is_empty() && self.busy.is_empty()
+        self.busy.is_empty() && self.dirty.is_subset(&self.put_off)
     }
 
     /// Every address is to be told anew, also those that have left of late.
@@ -205,6 +235,14 @@ impl Counts {
         self.addresses.get(&address).map_or(0, |sockets| sockets.held)
     }
 
+    fn put_off(&mut self, address: AddressHash) {
+        // Without a socket there is nothing to tell: its count is 0 whatever stands there.
+        if self.held(address) > 0 {
+            self.unadmitted.insert(address);
+            self.put_off.insert(address);
+        }
+    }
+
     // Inv. BOUND: an address that still has sockets is always marked; it is bounded by them.
     fn mark(&mut self, address: AddressHash) {
         if self.dirty.len() < DIRTY_MAX || self.held(address) > 0 {
@@ -217,6 +255,7 @@ impl Counts {
             change(entry.get_mut());
             if entry.get().held == 0 {
                 self.unadmitted.remove(&address);
+                self.put_off.remove(&address);
             }
             if *entry.get() == Sockets::default() {
                 entry.remove();
@@ -429,6 +468,37 @@ mod tests {
             counts.end(*address, Told::Yes);
         }
         assert!(!counts.has_work(), "what was asked about is told by that");
+    }
+
+    // Inv. CAP: whoever is over the cap asks until it is not; what cannot be asked about waits apart.
+    #[test]
+    fn the_surplus_is_asked_about_until_it_is_gone() {
+        let mut counts = Counts::default();
+        (0..3).for_each(|_| counts.hold_alone(address(1)));
+        assert_eq!(counts.begin_admissions(9), [(address(1), 3)]);
+        counts.end(address(1), Told::TooMany);
+        counts.release(address(1));
+        assert!(!counts.has_work(), "what is too many is no fact to be told");
+        assert_eq!(counts.begin_admissions(9), [(address(1), 2)]);
+        counts.end(address(1), Told::Yes);
+        assert!(!counts.owes_admission() && !counts.has_work());
+
+        counts.owe_all();
+        assert_eq!(counts.begin_admissions(9), [(address(1), 2)]);
+        counts.end(address(1), Told::Unreadable);
+        counts.hold_alone(address(1));
+        assert!(!counts.owes_admission() && counts.begin_admissions(9).is_empty() && counts.is_told());
+        counts.hold_alone(address(2));
+        assert!(counts.owes_admission());
+        assert_eq!(counts.begin_admissions(9), [(address(2), 1)]);
+        counts.end(address(2), Told::Yes);
+        assert!(counts.owe_put_off());
+        assert_eq!(counts.begin_admissions(9), [(address(1), 3)]);
+        counts.end(address(1), Told::Unreadable);
+        (0..3).for_each(|_| counts.release(address(1)));
+        assert_eq!(counts.begin_batch(9), [(address(1), 0)], "what has left may be told");
+        counts.end(address(1), Told::Unreadable);
+        assert!(counts.put_off.is_empty() && counts.unadmitted.is_empty() && !counts.has_work());
     }
 
     // Inv. BOUND

@@ -1,7 +1,7 @@
 //! A backplane for tests that need to hold an answer back, or to give a particular one: only admission and counts
 //! exist. What a backplane really does is the contract suite's matter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(crate) struct Fake {
     pub(crate) told: Mutex<HashMap<AddressHash, u32>>,
     /// How many sockets of every address the other nodes have.
     pub(crate) others: Mutex<u32>,
+    /// In the place of these addresses stands something else.
+    pub(crate) corrupt: Mutex<HashSet<AddressHash>>,
     /// Questions put so far.
     pub(crate) asked: AtomicUsize,
     /// Questions of one address that were open at the same time: must never be.
@@ -50,6 +52,7 @@ impl Default for Fake {
             mood: Mutex::new(Mood::Well),
             told: Mutex::default(),
             others: Mutex::new(0),
+            corrupt: Mutex::default(),
             asked: AtomicUsize::new(0),
             overlapped: AtomicBool::new(false),
             open: Mutex::default(),
@@ -99,8 +102,11 @@ impl Fake {
     }
 
     /// What is answered, and counted from then on.
-    fn decide(&self, request: &Admit) -> AdmitReply {
+    fn decide(&self, request: &Admit) -> Result<AdmitReply> {
         let mood = *self.mood.lock();
+        if mood != Mood::Gone && self.corrupt.lock().contains(&request.address) {
+            return Err(BackplaneError::Corrupt("not a count"));
+        }
         let room = request.cap.saturating_sub(*self.others.lock());
         let reply = match mood {
             Mood::Gone => AdmitReply::Gone,
@@ -115,7 +121,7 @@ impl Fake {
         if let Some(counted) = counted.filter(|_| mood != Mood::Broken) {
             self.told.lock().insert(request.address, counted);
         }
-        reply
+        Ok(reply)
     }
 }
 
@@ -129,25 +135,28 @@ impl Backplane for Fake {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let _open = Open::new(self, vec![request.address]);
         let reply = self.decide(request);
-        self.answer(reply).await
+        self.answer(reply).await.and_then(|reply| reply)
     }
 
     async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let _open = Open::new(self, held.iter().map(|(address, _)| *address).collect());
         let again = |(address, held): &(AddressHash, u32)| {
-            Ok(self.decide(&Admit { node, address: *address, held: *held, wanted: *held, cap }))
+            self.decide(&Admit { node, address: *address, held: *held, wanted: *held, cap })
         };
         let replies = held.iter().map(again).collect();
         self.answer(replies).await
     }
 
-    async fn set_counts(&self, _node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+    async fn set_counts(&self, _node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
         let _open = Open::new(self, counts.iter().map(|(address, _)| *address).collect());
+        let (mut unreadable, mut noted) = (counts.to_vec(), counts.to_vec());
+        unreadable.retain(|(address, _)| self.corrupt.lock().contains(address));
+        noted.retain(|(address, _)| !self.corrupt.lock().contains(address));
         if *self.mood.lock() != Mood::Broken {
-            self.told.lock().extend(counts.iter().copied());
+            self.told.lock().extend(noted);
         }
-        self.answer(()).await
+        self.answer(unreadable.into_iter().map(|(address, _)| address).collect()).await
     }
 
     async fn publish(&self, _request: &Publish) -> Result<PublishReply> {

@@ -1,6 +1,7 @@
 //! What admission takes on behalf of a socket, and gives back by being dropped: from wherever, also when the future that
 //! holds it is cancelled. Nothing here is given back by a call that somebody could forget.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -187,6 +188,11 @@ impl<'a> Turn<'a> {
     pub(super) fn refuse(mut self, counted: u32) {
         self.told = if counted == self.held { Told::Yes } else { Told::Unsure };
     }
+
+    /// What stands there is no count, so the question has no answer.
+    pub(super) fn unreadable(mut self) {
+        self.told = Told::Unreadable;
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -203,12 +209,20 @@ impl Drop for Turn<'_> {
 pub(super) struct Batch<'a> {
     pub(super) admission: &'a Admission,
     pub(super) counts: Vec<(AddressHash, u32)>,
-    pub(super) told: Told,
+    told: Told,
+    /// Those for which there is no place.
+    unreadable: HashSet<AddressHash>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    pub(super) fn begin(admission: &'a Admission, max: usize) -> Self {
+        let counts = admission.counts.lock().begin_batch(max);
+        Self { admission, counts, told: Told::Unsure, unreadable: HashSet::new() }
+    }
+
     pub(super) async fn tell(mut self) -> backplane::Result<()> {
-        self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
+        let unreadable = self.admission.backplane.set_counts(self.admission.node, &self.counts).await?;
+        self.unreadable = unreadable.into_iter().collect();
         self.told = Told::Yes;
         self.admission.backplane_answered();
         Ok(())
@@ -219,7 +233,8 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let mut counts = self.admission.counts.lock();
         for (address, _) in &self.counts {
-            counts.end(*address, self.told);
+            let told = if self.unreadable.contains(address) { Told::Unreadable } else { self.told };
+            counts.end(*address, told);
         }
         drop(counts);
         self.admission.turns.notify_waiters();

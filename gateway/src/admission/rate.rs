@@ -3,16 +3,23 @@
 //! A handshake costs a hundred times what an idle socket does, and one that is refused by the cap costs as much as one
 //! that is not; so the tries are limited as well. The limiter keeps a state per address, and addresses are the
 //! client's to choose (an IPv6 client owns 2^64, hence a /64 counts as one). States that have recovered are swept,
-//! and beyond [`ADDRESSES_MAX`] nobody is limited until the next sweep, rather than refused: the caps still hold then,
-//! and refusing everybody would be the attacker's goal.
+//! and beyond [`ADDRESSES_MAX`] no new address is limited until the next sweep, rather than refused: the caps still
+//! hold then, and refusing everybody would be the attacker's goal.
+//!
+//! How many there are is looked at where one is added, and counted beside the map: its own length is the sum over its
+//! shards, each of which it locks.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dashmap::Entry;
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::NoOpMiddleware;
-use governor::state::keyed::DefaultKeyedStateStore;
+use governor::nanos::Nanos;
+use governor::state::keyed::{DefaultKeyedStateStore, ShrinkableKeyedStateStore};
+use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 
 use crate::identity::counted;
@@ -24,7 +31,7 @@ const ADDRESSES_MAX: usize = 100_000;
 /// A burst may be this many times what one second allows: a page with several tabs that a browser restores.
 const BURST: u32 = 4;
 
-type Limiter<C> = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+type Limiter<C> = RateLimiter<IpAddr, States, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
 /// See the module's documentation.
 pub(super) struct HandshakeRate<C: Clock = DefaultClock> {
@@ -39,17 +46,13 @@ impl<C: Clock + Clone> HandshakeRate<C> {
         let burst = NonZeroU32::new(per_second.saturating_mul(BURST));
         let quota = NonZeroU32::new(per_second).zip(burst);
         let quota = quota.map(|(rate, burst)| Quota::per_second(rate).allow_burst(burst));
-        let limiter = quota.map(|quota| RateLimiter::new(quota, DefaultKeyedStateStore::default(), clock.clone()));
+        let limiter = quota.map(|quota| RateLimiter::new(quota, States::default(), clock.clone()));
         Self { limiter, clock }
     }
 
     /// Counts a handshake of `ip`, or tells when it may be tried again.
     pub(super) fn check(&self, ip: IpAddr) -> Result<(), Duration> {
         let Some(limiter) = &self.limiter else { return Ok(()) };
-        // No sweep here: one costs milliseconds at this size, and would come with each handshake of a flood.
-        if limiter.len() >= ADDRESSES_MAX {
-            return Ok(());
-        }
         limiter.check_key(&counted(ip)).map_err(|until| until.wait_time_from(self.clock.now()))
     }
 
@@ -59,6 +62,58 @@ impl<C: Clock + Clone> HandshakeRate<C> {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
+    }
+}
+
+/// The addresses' states, of which there are no more than [`ADDRESSES_MAX`].
+#[derive(Default)]
+struct States {
+    map: DefaultKeyedStateStore<IpAddr>,
+    /// How many are in the map; one that comes while a sweep ends may be missing here until the next.
+    count: AtomicUsize,
+}
+
+impl StateStore for States {
+    type Key = IpAddr;
+
+    fn measure_and_replace<T, F, E>(&self, ip: &IpAddr, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        if let Some(state) = self.map.get(ip) {
+            return state.measure_and_replace(&NotKeyed::NonKey, measure);
+        }
+        // No sweep here: one costs milliseconds at this size, and would come with each handshake of a flood.
+        if self.count.load(Ordering::Relaxed) >= ADDRESSES_MAX {
+            return measure(None).map(|(first, _)| first);
+        }
+        let state = match self.map.entry(*ip) {
+            Entry::Occupied(state) => state.into_ref(),
+            Entry::Vacant(place) => {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                place.insert(InMemoryState::default())
+            }
+        };
+        state.measure_and_replace(&NotKeyed::NonKey, measure)
+    }
+}
+
+impl ShrinkableKeyedStateStore<IpAddr> for States {
+    fn retain_recent(&self, drop_below: Nanos) {
+        self.map.retain_recent(drop_below);
+        self.count.store(self.map.len(), Ordering::Relaxed);
+    }
+
+    fn shrink_to_fit(&self) {
+        self.map.shrink_to_fit();
+    }
+
+    fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 }
 
@@ -112,8 +167,12 @@ mod tests {
         assert!((0..many).all(|n| rate.check(nth(n)).is_ok()));
         let limiter = rate.limiter.as_ref().expect("limited");
         assert_eq!(limiter.len(), ADDRESSES_MAX);
-        clock.advance(Duration::from_millis(400));
+        // Whose rate is watched stays limited; nobody else is.
+        assert!((1..20).all(|_| rate.check(nth(0)).is_ok()) && rate.check(nth(0)).is_err());
+        assert!((0..100).all(|_| rate.check(nth(many)).is_ok()));
+        clock.advance(Duration::from_secs(5));
         rate.sweep();
         assert_eq!(limiter.len(), 0);
+        assert!((0..20).all(|_| rate.check(nth(many)).is_ok()) && rate.check(nth(many)).is_err(), "there is room");
     }
 }

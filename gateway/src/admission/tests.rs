@@ -227,8 +227,11 @@ async fn who_is_no_member_decides_alone_and_asks_to_be_entered() {
     admission.owe_all();
     let readmission = admission.readmit().await.expect("answers");
     assert_eq!(readmission.kept, [(address_hash(&[7; 32], ip(1)), 1)]);
-    assert!(!readmission.is_stuck && !admission.owes_admission());
+    assert!(!readmission.is_stuck);
     permits.remove(0);
+    // Whether no other was to be closed is asked, until that is so.
+    assert_eq!(admission.readmit().await.expect("answers"), Readmission::default());
+    assert!(!admission.owes_admission());
     admission.flush_dirty().await.expect("answers");
     assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
 }
@@ -249,6 +252,101 @@ async fn readmission_reports_a_backplane_that_does_not_answer() {
     assert!(admission.readmit().await.expect("answers").is_stuck);
     within(admission.gone()).await;
     within(admission.unadmitted()).await;
+}
+
+// Inv. CAP: what stands in one address's place by mistake is that address's affair.
+#[tokio::test(start_paused = true)]
+async fn an_address_whose_place_holds_something_else_costs_the_others_nothing() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    let name = |n| address_hash(&[7; 32], ip(n));
+    let _older = admission.admit(ip(1)).await.expect("room");
+    fake.corrupt.lock().extend([name(1), name(2)]);
+    let mut permits = vec![
+        admission.admit(ip(1)).await.expect("decided alone"),
+        admission.admit(ip(1)).await.expect("decided alone"),
+        admission.admit(ip(2)).await.expect("decided alone"),
+    ];
+    assert_eq!(admission.admit(ip(1)).await.unwrap_err(), Refusal::AddressCap, "by the node's own count");
+    assert_eq!(admission.metrics.admissions_alone.value(), 3);
+    assert!(!admission.is_alone(), "for others the cluster is asked");
+    permits.push(admission.admit(ip(3)).await.expect("room"));
+    assert_eq!(admission.metrics.admissions_alone.value(), 3);
+
+    // Everything is asked about again, and told: the others are through, and nothing turns in a circle.
+    fake.told.lock().clear();
+    admission.owe_all();
+    let readmission = admission.readmit().await.expect("answers");
+    assert_eq!(readmission, Readmission::default());
+    assert!(!admission.owes_admission());
+    admission.mark_all_dirty();
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 3)), (None, Some(1)));
+    assert!(!admission.counts.lock().has_work());
+    // Nor does a drain wait for it: one of each address goes.
+    permits.remove(0);
+    permits.pop();
+    within(admission.settle()).await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 3)), (None, Some(0)));
+
+    // In vain.
+    admission.owe_put_off();
+    assert_eq!(admission.readmit().await.expect("answers"), Readmission::default());
+    assert!(!admission.owes_admission());
+    // It was put right; meanwhile others have let two in.
+    fake.corrupt.lock().clear();
+    *fake.others.lock() = 2;
+    admission.owe_put_off();
+    within(admission.unadmitted()).await;
+    let readmission = admission.readmit().await.expect("answers");
+    assert_eq!(readmission.kept, [(name(1), 1)], "of two");
+    assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(1), Some(1)));
+}
+
+// Inv. CAP: a count that is told meets it, too.
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_told_but_for_addresses_whose_place_holds_something_else() {
+    let fake = Arc::new(Fake::default());
+    let admission = admission(&fake, 100, CAP);
+    let mut permits = Vec::new();
+    for n in [1, 1, 2, 2, 3] {
+        permits.push(admission.admit(ip(n)).await.expect("room"));
+    }
+    fake.corrupt.lock().extend([1, 3].map(|n| address_hash(&[7; 32], ip(n))));
+    permits.remove(4);
+    permits.remove(2);
+    permits.remove(0);
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 2)), (Some(2), Some(1)));
+    assert!(!admission.counts.lock().has_work() && !admission.owes_admission());
+    // What could not be told is no fact any more when it can be: others may have gone by their own counts as well.
+    fake.corrupt.lock().clear();
+    admission.mark_all_dirty();
+    admission.flush_dirty().await.expect("answers");
+    assert_eq!((told(&fake, 1), told(&fake, 3)), (Some(2), Some(0)));
+    admission.owe_put_off();
+    assert_eq!(admission.readmit().await.expect("answers"), Readmission::default());
+    assert_eq!(told(&fake, 1), Some(1));
+    assert!(!admission.owes_admission());
+}
+
+// Inv. CAP: the question was carried out; then the node was out, and others were let in; then the answer is heard. Nobody
+// counted that socket, and nobody asked about it.
+#[tokio::test(start_paused = true)]
+async fn a_grant_from_before_the_node_was_out_is_asked_about_again() {
+    let fake = Arc::new(Fake { answers: tokio::sync::Semaphore::new(0), ..Fake::default() });
+    let admission = admission(&fake, 100, CAP);
+    let mut handshake = pin!(admission.admit(ip(1)));
+    start(&mut handshake).await;
+    assert_eq!(told(&fake, 1), Some(1));
+    fake.told.lock().clear();
+    *fake.others.lock() = CAP;
+    admission.owe_all();
+    fake.answers.add_permits(100);
+    let _permit = handshake.await.expect("granted, before");
+    within(admission.unadmitted()).await;
+    let readmission = admission.readmit().await.expect("answers");
+    assert_eq!(readmission.kept, [(address_hash(&[7; 32], ip(1)), 0)]);
 }
 
 // Inv. PRIVATE

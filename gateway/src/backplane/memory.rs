@@ -322,8 +322,10 @@ impl Backplane for MemoryBackplane {
         }))
     }
 
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.with(|state, _| state.members.set_counts(node, counts)).ok_or(BackplaneError::Backpressure)
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
+        let noted = self.with(|state, _| state.members.set_counts(node, counts));
+        // Nothing but counts can stand in here.
+        noted.map(|()| Vec::new()).ok_or(BackplaneError::Backpressure)
     }
 
     async fn salts(&self, offer: &[(u64, Salt)]) -> Result<Salts> {

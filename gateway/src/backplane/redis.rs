@@ -51,7 +51,7 @@ use self::admissions::Admissions;
 use self::connection::{COMMAND_TIMEOUT, Link, NO_TIMER, Questions, Role, ask_options};
 use self::patience::{Lateness, patiently};
 use self::refusals::Refusals;
-use self::reply::Reply;
+use self::reply::{CORRUPT_ADDRESS, Reply};
 use self::scripts::Scripts;
 pub use self::settings::{RedisSettings, SettingsError};
 use self::statements::Statements;
@@ -170,6 +170,13 @@ impl RedisBackplane {
         patiently(COMMAND_TIMEOUT, run).await.unwrap_or(Err(BackplaneError::Timeout))
     }
 
+    /// Counts an address in whose place something else stands, where the call as a whole has an answer, and tells the
+    /// operator of the kind of key, never of the address (Inv. PRIVATE).
+    fn met_corrupt_address(&self) {
+        self.metrics.backplane_failures.inc(BackplaneFailure::Corrupt);
+        self.refusals.mention(CORRUPT_ADDRESS);
+    }
+
     fn member_lease(&self) -> Value {
         number(self.member_lease_ms.load(Ordering::Relaxed))
     }
@@ -258,10 +265,11 @@ impl Backplane for RedisBackplane {
     }
 
     async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
-        self.counted(self.readmit_together(node, cap, held).await)
+        let replies = self.counted(self.readmit_together(node, cap, held).await)?;
+        Ok(replies.into_iter().map(|reply| self.counted(reply)).collect())
     }
 
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
         self.counted(self.write_counts(node, counts).await)
     }
 

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::admission::AdmissionSettings;
+use crate::admission::{AdmissionSettings, Permit};
 use crate::backplane::memory::MemoryBackplane;
 use crate::backplane::{Admit, AdmitReply, Join, Standing};
 use crate::hub::{HubSettings, Ids, NewSocket};
@@ -76,9 +76,18 @@ impl World {
         self.now.fetch_add(ms, Ordering::Relaxed);
     }
 
+    /// A socket of [`CLIENT`] that was let in.
+    async fn permit(&self) -> Permit {
+        self.admission.admit(CLIENT).await.expect("there is room")
+    }
+
     /// Opens a socket of [`CLIENT`]; returns the client's end.
     async fn socket(&self) -> TcpStream {
-        let permit = self.admission.admit(CLIENT).await.expect("there is room");
+        self.open(self.permit().await).await
+    }
+
+    /// Opens a socket that was let in; returns the client's end.
+    async fn open(&self, permit: Permit) -> TcpStream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -172,16 +181,53 @@ async fn a_node_that_was_out_has_its_sockets_admitted_again_and_closes_the_surpl
             // Back again; having an address admitted again fails once.
             world.backplane.fail(Call::Readmit, [Fault::AnswerLost]);
             world.backplane.set_down(false);
-            let mut received = Vec::new();
-            second.read_to_end(&mut received).await.expect("reads");
-            // The last frame is a close with 1013.
-            let close = [&[0x88, 17][..], &1013u16.to_be_bytes(), b"try again later"].concat();
-            assert!(received.ends_with(&close), "{received:?}");
+            is_sent_away(&mut second).await;
             let quiet = first.try_read(&mut [0; 16]).map_err(|error| error.kind());
             assert_eq!(quiet, Err(std::io::ErrorKind::WouldBlock), "the older one stays");
             assert_eq!(world.memory.admit(&world.other_admits(1, 2)).await, Ok(AdmitReply::Refused { counted: 1 }));
         })
         .await;
+}
+
+// Inv. CAP: whoever is let in and has no socket yet is not found among the sockets that are too many. It was the eleventh.
+#[tokio::test]
+async fn a_handshake_that_ends_after_its_address_was_admitted_again_is_not_one_too_many() {
+    let mut world = World::new();
+    let mut report = world.cluster.as_ref().expect("made").report();
+    world
+        .with_cluster(async |world| {
+            report.wait_for(|report| report.is_member).await.expect("lives");
+            other_beats(&world.memory, Join::Enter).await;
+            let (first, pending) = (world.socket().await, world.permit().await);
+            world.backplane.set_down(true);
+            for _ in 0..2 {
+                world.pass(5_000);
+                other_beats(&world.memory, Join::Stay).await;
+            }
+            assert_eq!(world.memory.admit(&world.other_admits(0, 1)).await, Ok(AdmitReply::Granted));
+            let asked = world.backplane.count(Call::Readmit);
+            world.backplane.set_down(false);
+            world.backplane.seen(Call::Readmit, asked + 1).await;
+            // One of the two may stay, and there is but one to be found. Now comes the other.
+            let mut second = world.open(pending).await;
+            is_sent_away(&mut second).await;
+            let quiet = first.try_read(&mut [0; 16]).map_err(|error| error.kind());
+            assert_eq!(quiet, Err(std::io::ErrorKind::WouldBlock), "the older one stays");
+            // And then there is nothing left to ask.
+            while world.admission.owes_admission() {
+                world.backplane.seen(Call::Readmit, world.backplane.count(Call::Readmit) + 1).await;
+            }
+            assert_eq!(world.memory.admit(&world.other_admits(1, 2)).await, Ok(AdmitReply::Refused { counted: 1 }));
+        })
+        .await;
+}
+
+/// Waits for the end of a socket: the last frame is a close with 1013.
+async fn is_sent_away(socket: &mut TcpStream) {
+    let mut received = Vec::new();
+    socket.read_to_end(&mut received).await.expect("reads");
+    let close = [&[0x88, 17][..], &1013u16.to_be_bytes(), b"try again later"].concat();
+    assert!(received.ends_with(&close), "{received:?}");
 }
 
 #[tokio::test]

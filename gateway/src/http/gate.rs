@@ -24,8 +24,9 @@ use tokio::sync::Notify;
 use crate::identity::counted;
 use crate::metrics::Connect;
 
-/// How long a place is waited for.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a place is waited for: long enough for a process that has to share its core with a hundred others to come
+/// round to those that hold the places.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use shared::message::{Freshness, Snapshot};
 
 use super::origin::{Origins, Verdict};
 use super::response::{self, Answer};
-use crate::hub::State;
+use crate::hub::Shown;
 
 /// The seed's two keys, and `stale` last where it is so: the same object as in `realtime_update`.
 #[derive(Serialize)]
@@ -20,9 +20,9 @@ struct Document {
 
 /// The snapshot, or 503 before the first one. Pages of allowed origins may read it; the origin is repeated only when
 /// it is one of those.
-pub(super) fn answer(state: Option<State>, headers: &HeaderMap, origins: &Origins) -> Answer {
+pub(super) fn answer(state: Option<Shown>, headers: &HeaderMap, origins: &Origins) -> Answer {
     let mut answer = match state {
-        Some(State { snapshot, freshness, .. }) => {
+        Some(Shown { snapshot, freshness, .. }) => {
             let stale = (freshness == Freshness::Stale).then_some(true);
             response::json(StatusCode::OK, &Document { snapshot, stale })
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use shared::ids::NodeId;
-use shared::message::{Freshness, Snapshot};
+use shared::message::Snapshot;
 use shared::time::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -76,7 +76,7 @@ impl Rig {
         if plan.snapshot {
             let timestamp = Timestamp::parse("2025-12-08T10:30:00Z").expect("a timestamp");
             let snapshot = Snapshot { active_visitors: 5, timestamp };
-            hub.prime(State { snapshot, freshness: Freshness::Fresh, id: None });
+            hub.prime(State { snapshot, fresh_until: clock.now() + DEADLINE, id: None });
         }
         let window = Duration::from_secs(300);
         let time = Arc::new(ClusterTime::new(clock));

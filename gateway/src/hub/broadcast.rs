@@ -49,6 +49,9 @@ const PASS_MESSAGES_MAX: usize = 256;
 const PASS_BYTES_MAX: usize = 16 * 1024;
 /// Fewer sockets than this (ten milliseconds of writing) are not worth another thread's start; tests have fewer.
 const SOCKETS_PER_WRITER_MIN: usize = if cfg!(test) { 4 } else { 2_000 };
+/// So many sockets are written to, in a millisecond or two, between two looks at the clock: a process that is stopped in
+/// the middle of a pass tells few of them a number that has become stale meanwhile.
+const SOCKETS_PER_LOOK: usize = 256;
 /// The broadcaster comes round this often when there is nothing to send.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -59,7 +62,7 @@ const _: () = assert!(IDLE.as_secs() < crate::vitals::STALLED_AFTER.as_secs());
 pub struct Broadcast {
     /// Which kind; sockets may have chosen.
     pub kind: MessageKind,
-    /// The message as clients without ids get it.
+    /// The message as clients without ids get it; a number that is stale when it is written is put into words anew.
     pub text: String,
     /// Its id, for clients with ids.
     pub id: Option<EventId>,
@@ -256,7 +259,7 @@ fn ride(hub: &Hub, messages: &[Broadcast]) -> Option<Ride> {
     let (core, settings) = (&hub.core, &hub.core.settings);
     let brings = messages.iter().any(|message| message.kind == MessageKind::RealtimeUpdate);
     let now = core.last_sweep.moment(hub.clock.now_ms());
-    Ride::new(now, settings.snapshot_interval, settings.limits()).filter(|_| brings)
+    Ride::new(now, settings.limits()).filter(|_| brings)
 }
 
 fn visit(hub: &Hub, pass: &Pass<'_>, sockets: &mut Vec<Arc<Conn>>) {
@@ -280,12 +283,15 @@ fn visit(hub: &Hub, pass: &Pass<'_>, sockets: &mut Vec<Arc<Conn>>) {
 /// Writes what the pass brings to some of the sockets; returns how many messages were written at once.
 fn write(hub: &Hub, pass: &Pass<'_>, sockets: &[Arc<Conn>]) -> u64 {
     let core = &hub.core;
-    let mut forms = Forms::new(pass);
+    let mut forms = Forms::new(pass, core.now());
     let mut sent = 0;
-    for conn in sockets {
-        sent += conn.send_pass(core, &mut forms);
-        if core.is_overloaded() {
-            hub.shed();
+    for some in sockets.chunks(SOCKETS_PER_LOOK) {
+        forms.at(core.now());
+        for conn in some {
+            sent += conn.send_pass(core, &mut forms);
+            if core.is_overloaded() {
+                hub.shed();
+            }
         }
     }
     sent

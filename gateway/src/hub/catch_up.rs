@@ -33,7 +33,7 @@ pub(super) fn catch_up(stream: &TcpStream, core: &Core, inner: &mut Inner) -> io
     let Some(replay) = outbox.replay.as_mut() else { return Ok(Progress::Nothing) };
     let step = {
         let stage = core.stage();
-        replay.step(&stage.ring, &stage.published, inner.kinds)
+        replay.step(&stage.ring, &stage.published, inner.kinds, core.now())
     };
     match step {
         Step::Wait => return Ok(Progress::Nothing),

@@ -139,27 +139,16 @@ impl Conn {
     }
 
     fn greet(&self, core: &Core, inner: &mut Inner, answer: &Bytes, greeting: Resync) -> u64 {
+        const INIT: Content = Content::State(None);
         inner.sequence = greeting.sequence;
-        let bytes = match greeting.init {
-            Some(init) if answer.is_empty() => init,
-            Some(init) => [&answer[..], &init[..]].concat().into(),
-            None if answer.is_empty() => return 0,
-            None => answer.clone(),
+        let answer = (!answer.is_empty()).then(|| Parcel::single(answer.clone(), Content::Answer));
+        let parcel = match (answer, greeting.init) {
+            (Some(answer), Some(init)) => answer.followed_by(&init, INIT),
+            (Some(answer), None) => answer,
+            (None, Some(init)) => Parcel::single(init, INIT),
+            (None, None) => return 0,
         };
-        let messages = u64::from(bytes.len() > answer.len());
-        if answer.is_empty() {
-            return self.offer(core, inner, &Parcel::single(bytes, Content::State(None)), greeting.last_id);
-        }
-        // Half a frame to the outbox, also when nothing of it was taken: an answer is no state that a newer one
-        // replaces, and must leave.
-        match self.write(inner, &bytes) {
-            Some(written) if written < bytes.len() => {
-                inner.queue_half(core, bytes.slice(written..), Content::State(None), greeting.last_id);
-                0
-            }
-            Some(_) => messages,
-            None => 0,
-        }
+        self.offer(core, inner, &parcel, greeting.last_id)
     }
 
     /// Writes or queues what a broadcast pass brings, unless the socket's `init` stands for it already: the messages
@@ -426,16 +415,6 @@ impl Inner {
     /// Whether the past is being read instead of passes.
     fn is_catching_up(&self) -> bool {
         self.outbox.as_ref().is_some_and(|outbox| outbox.replay.is_some())
-    }
-
-    /// Begins an outbox with the rest of what was begun.
-    fn queue_half(&mut self, core: &Core, rest: Bytes, content: Content, last_id: Option<EventId>) {
-        let outbox = self.outbox.get_or_insert_default();
-        let before = outbox.bytes();
-        outbox.assume_delivered(last_id);
-        outbox.push_half(rest, content);
-        core.settle(before, outbox.bytes());
-        self.wake();
     }
 
     fn discard(&mut self, core: &Core) {

@@ -12,7 +12,8 @@ use super::outbox::{Loss, Resync};
 use super::replay::Waiting;
 use super::ring::{Item, Ring};
 use super::sweep::{LastSweep, SweepTime};
-use super::{HubSettings, Ids, State, frame};
+use super::{HubSettings, Ids, Shown, State, frame};
+use crate::clock::{Clock, Mono};
 use crate::metrics::Metrics;
 
 /// The newest state and how far the broadcaster has got: what a joining socket starts from.
@@ -53,6 +54,7 @@ pub(super) struct Brought {
 pub(super) struct Core {
     pub(super) settings: HubSettings,
     pub(super) metrics: Arc<Metrics>,
+    clock: Clock,
     stage: RwLock<Stage>,
     /// There is a state that a joining socket starts from.
     pub(super) has_state: watch::Sender<bool>,
@@ -67,11 +69,12 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(settings: HubSettings, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(settings: HubSettings, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let ring = Ring::new(settings.replay_bytes_max);
         Self {
             settings,
             metrics,
+            clock,
             stage: RwLock::new(Stage { published: Published::default(), ring }),
             has_state: watch::Sender::new(false),
             waiting: Arc::default(),
@@ -80,6 +83,11 @@ impl Core {
             outbox_bytes: AtomicUsize::new(0),
             last_sweep: LastSweep::default(),
         }
+    }
+
+    /// The time by which it is judged whether a number that is told is still the truth.
+    pub(super) fn now(&self) -> Mono {
+        self.clock.now()
     }
 
     /// What a socket that joins now starts from.
@@ -169,12 +177,13 @@ impl Core {
         self.start(ids, |_| None)
     }
 
-    fn start(&self, ids: Ids, id_of_init: impl FnOnce(State) -> Option<EventId>) -> Resync {
+    fn start(&self, ids: Ids, id_of_init: impl FnOnce(Shown) -> Option<EventId>) -> Resync {
         let (published, end) = {
             let stage = self.stage();
             (stage.published, stage.ring.end_of_gap())
         };
-        let init = published.state.map(|state| {
+        let state = published.state.map(|state| state.shown_at(self.now()));
+        let init = state.map(|state| {
             let text = encode_init(state.snapshot, state.freshness);
             match id_of_init(state) {
                 Some(id) => frame::text(&with_id(&text, id)),
@@ -183,7 +192,7 @@ impl Core {
         });
         Resync {
             init,
-            state: published.state,
+            state,
             last_id: published.last_id,
             end,
             sequence: published.sequence,

@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - The bytes that leave are whole frames in order: a half-written frame is finished before anything else.
-//! - Inv. BOUND: messages wait up to the limit; beside them at most one ping, one pong, one close frame, a resync.
+//! - Inv. BOUND: messages wait up to the limit; beside them at most one answer, ping, pong, close frame, a resync.
 //! - Inv. GAP: what was discarded lies behind the gap's `from` and not behind its `to`.
 //!
 //! The outbox knows no socket and no lock; it writes through a closure, which is how its tests stutter.
@@ -24,7 +24,7 @@ use shared::ids::EventId;
 use shared::message::encode_gap;
 
 use super::replay::Replay;
-use super::{State, frame};
+use super::{Shown, frame};
 
 /// What an entry costs beside its bytes; counted so that many small messages cannot hide.
 const ENTRY_BYTES: usize = size_of::<Entry>();
@@ -34,6 +34,8 @@ const SLICES_MAX: usize = 16;
 /// What a frame carries, which decides what may happen to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
+    /// What ends the handshake. Nothing comes before it, as before the rest of a frame, and it must leave.
+    Answer,
     /// An event: discardable, and missed then.
     Event(Option<EventId>),
     /// A state (`init`, `realtime_update`): discardable, as a newer one takes its place. An `init` has no place of its
@@ -50,9 +52,9 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// Whether it is a message, rather than a control frame.
+    /// Whether it is a message, rather than a control frame or no frame at all.
     pub(super) fn is_message(self) -> bool {
-        !matches!(self, Self::Pong | Self::Close)
+        !matches!(self, Self::Answer | Self::Pong | Self::Close)
     }
 
     fn is_discardable(self) -> bool {
@@ -63,7 +65,7 @@ impl Content {
     pub(super) fn id(self) -> Option<EventId> {
         match self {
             Self::Event(id) | Self::State(id) => id,
-            Self::Ping | Self::Gap(_) | Self::Pong | Self::Close => None,
+            Self::Answer | Self::Ping | Self::Gap(_) | Self::Pong | Self::Close => None,
         }
     }
 }
@@ -109,7 +111,7 @@ pub(super) struct Resync {
     /// The `init` frame with the newest state; none before there is a state.
     pub(super) init: Option<Bytes>,
     /// The state that it tells.
-    pub(super) state: Option<State>,
+    pub(super) state: Option<Shown>,
     /// The id of the last message that passes up to `sequence` carried.
     pub(super) last_id: Option<EventId>,
     /// Where a gap up to now ends. None when nothing is known before what comes next.
@@ -137,7 +139,7 @@ pub(super) struct Outbox {
     queue: VecDeque<Entry>,
     /// Cost of all entries.
     bytes: usize,
-    /// The first entry is the rest of a frame whose beginning was written.
+    /// Nothing comes before the first entry: it is the rest of a frame whose beginning was written, or an answer.
     front_is_half: bool,
     /// The last id that was written whole, as far as known.
     before: Option<EventId>,
@@ -178,6 +180,10 @@ impl Outbox {
     /// Takes a frame; a message that would make more than `limit` bytes wait empties the outbox of messages.
     // Inv. BOUND: what is not discardable exists once per kind; everything else is measured here.
     pub(super) fn push(&mut self, bytes: Bytes, content: Content, limit: usize) -> Loss {
+        if content == Content::Answer {
+            self.push_half(bytes, content);
+            return Loss::default();
+        }
         let entry = Entry { bytes, content };
         if content == Content::Close {
             // Nothing follows a close frame, a resync or the rest of a past neither.
@@ -213,7 +219,7 @@ impl Outbox {
                 // It would come after the next gap, and say less.
                 Content::Gap(from) => missed.from = from,
                 Content::State(_) => {}
-                Content::Ping | Content::Pong | Content::Close => return true,
+                Content::Answer | Content::Ping | Content::Pong | Content::Close => return true,
             }
             false
         });

@@ -2,13 +2,18 @@
 //! broadcaster bring the time and do what is due.
 //!
 //! **Most pings ride with a snapshot.** A ping by itself costs each socket a write, and its client a wake-up. But every
-//! socket gets a snapshot every few seconds anyhow. So a broadcast pass that brings one takes along the pings that
-//! would fall due before the next one is expected ([`Ride`]), in the same write. Where the ping interval is a multiple
-//! of the snapshots', a socket's pings are one ping interval apart from then on; otherwise up to one snapshot interval
-//! less. The sweeper pings whom no snapshot came for: nothing depends on there being any. Not taken along are
+//! socket gets a snapshot every few seconds anyhow. So a broadcast pass that brings one takes along the pings that are
+//! due ([`Ride`]), in the same write. Few are due just then, so those that the sweeper sends move towards the snapshots:
+//! they come [`PING_STEP`] later than the interval says, or with a snapshot before that, until they meet one. From then
+//! on a socket's pings are one ping interval apart, where that is a multiple of the snapshots'. The contract's 30 s is
+//! kept to about a second all the while: it could not be kept better where all pings wait for a sweep. (Taking along what is due before the
+//! *next* snapshot puts all sockets in step at once, but brings a second ping right after the first.)
+//!
+//! The sweeper pings whom no snapshot came for: nothing depends on there being any. Not taken along are
 //! - the first ping of a socket: the contract has it 30 s after opening, and a client that never answers closed 10 s
-//!   later. (So the second is the one that comes early, once, by less than a snapshot interval.)
-//! - any, where snapshots are rarer than pings: then two pings might come close together again and again.
+//!   later;
+//! - any, where snapshots are rarer than pings, or pings so frequent that a second more is much: there is nothing to
+//!   gain, or too much to pay.
 
 use std::time::Duration;
 
@@ -22,9 +27,14 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// A close must be over after this: its frame written, the peer's bytes discarded.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A snapshot may come this much later after the one before than is expected, and the sweeper still leaves it the ping
-/// that rides with it. More than a pass over 20,000 sockets takes.
-const SNAPSHOT_LATENESS: Duration = Duration::from_millis(250);
+/// The sweeper's pings come this much later than the ping interval says, where they may ride: the time in which a snapshot
+/// may take them along, and their step towards the snapshots. A sweep, which is as finely as it counts.
+const PING_STEP: Duration = SWEEP_INTERVAL;
+/// Pings ride where their interval is at least this many steps.
+const STEPS_IN_INTERVAL: u32 = 10;
+/// A snapshot may come this much earlier or later than an interval after the one before, and still takes the ping along
+/// that its forerunner did. More than a pass over 20,000 sockets takes.
+const SNAPSHOT_JITTER: Duration = Duration::from_millis(250);
 
 const _: () = assert!(super::linger::LINGER_TIME.as_secs() < CLOSE_TIMEOUT.as_secs(), "lingering ends by itself");
 
@@ -61,8 +71,8 @@ enum NextPing {
 /// A pass that brings a snapshot, as an opportunity for pings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ride {
-    /// Pings that are due before this sweep are due before the next snapshot.
-    before: SweepTime,
+    /// Pings that the sweeper would send by then leave now.
+    until: SweepTime,
     /// When the next ping is due of a socket that gets one now.
     ping_due: SweepTime,
     /// And its pong.
@@ -70,11 +80,11 @@ pub(super) struct Ride {
 }
 
 impl Ride {
-    /// Of a pass at `now`, if another snapshot is expected `snapshot_interval` later; none if pings do not ride.
-    pub(super) fn new(now: Moment, snapshot_interval: Duration, limits: Limits) -> Option<Self> {
-        (snapshot_interval <= limits.ping_interval).then(|| Self {
-            before: now.after(snapshot_interval),
-            ping_due: now.after(limits.ping_interval + SNAPSHOT_LATENESS),
+    /// Of a pass at `now`; none if pings do not ride.
+    pub(super) fn new(now: Moment, limits: Limits) -> Option<Self> {
+        limits.pings_ride().then(|| Self {
+            until: now.after(2 * SNAPSHOT_JITTER),
+            ping_due: now.after(limits.ping_interval + SNAPSHOT_JITTER),
             pong_due: now.after(limits.pong_timeout),
         })
     }
@@ -86,6 +96,19 @@ pub(super) struct Limits {
     pub(super) ping_interval: Duration,
     pub(super) pong_timeout: Duration,
     pub(super) max_age: Option<Duration>,
+    /// How far apart snapshots are expected.
+    pub(super) snapshot_interval: Duration,
+}
+
+impl Limits {
+    fn pings_ride(self) -> bool {
+        self.snapshot_interval <= self.ping_interval && self.ping_interval >= STEPS_IN_INTERVAL * PING_STEP
+    }
+
+    /// From a ping of the sweeper's to its next one.
+    fn ping_distance(self) -> Duration {
+        self.ping_interval + if self.pings_ride() { PING_STEP } else { Duration::ZERO }
+    }
 }
 
 /// What a sweep does about a socket.
@@ -154,7 +177,7 @@ impl Pulse {
     /// Whether the socket's ping is to leave with the snapshot of this pass; it has noted it then.
     pub(super) fn rides(&mut self, ride: Ride) -> bool {
         let may = self.next_ping == NextPing::Later && self.under_way != UnderWay::Close && self.pong_due.is_none();
-        let rides = may && self.ping_due < ride.before;
+        let rides = may && self.ping_due <= ride.until;
         if rides {
             (self.ping_due, self.pong_due) = (ride.ping_due, Some(ride.pong_due));
         }
@@ -177,7 +200,7 @@ impl Pulse {
             return Action::Retire;
         }
         if self.ping_due <= now && self.pong_due.is_none() {
-            self.ping_due = self.ping_due.after(limits.ping_interval).max(now.after(SWEEP_INTERVAL));
+            self.ping_due = self.ping_due.after(limits.ping_distance()).max(now.after(SWEEP_INTERVAL));
             self.pong_due = Some(now.after(limits.pong_timeout));
             self.next_ping = NextPing::Later;
             return Action::Ping;

@@ -34,12 +34,13 @@ use fastwebsockets::OpCode;
 use shared::ids::EventId;
 use shared::message::{Freshness, MessageKind, MessageKinds, encode_gap, encode_init};
 
-use super::State;
+use super::Shown;
 use super::core::Published;
 use super::frame;
 use super::outbox::Content;
 use super::parcel::{Mark, Parcel};
 use super::ring::{Found, Ring};
+use crate::clock::Mono;
 use crate::metrics::Resume;
 
 /// Bytes that are read from the ring for one write.
@@ -71,7 +72,7 @@ pub(super) struct Replay {
     /// The last that it surely has.
     position: EventId,
     /// The state that it was told last.
-    told: Option<State>,
+    told: Option<Shown>,
 }
 
 #[derive(Debug)]
@@ -120,7 +121,7 @@ struct Place {
     /// None while it is not known.
     next: Option<u64>,
     position: EventId,
-    told: Option<State>,
+    told: Option<Shown>,
 }
 
 /// What came of a write.
@@ -140,7 +141,7 @@ enum Start {
 
 impl Replay {
     /// A client whose last message is `position`, and that was told `state` just now.
-    pub(super) fn new(position: EventId, told: Option<State>, waiting: Waiting) -> Self {
+    pub(super) fn new(position: EventId, told: Option<Shown>, waiting: Waiting) -> Self {
         Self { stage: Stage::Seeking { end: None, fetches: None, _waiting: waiting }, position, told }
     }
 
@@ -163,9 +164,10 @@ impl Replay {
         }
     }
 
-    /// What to do next. Changes nothing: what is not written is decided anew.
-    pub(super) fn step(&self, ring: &Ring, published: &Published, kinds: MessageKinds) -> Step {
+    /// What to do next, at `now`. Changes nothing: what is not written is decided anew.
+    pub(super) fn step(&self, ring: &Ring, published: &Published, kinds: MessageKinds, now: Mono) -> Step {
         let newest = published.state.filter(|_| kinds.contains(MessageKind::RealtimeUpdate));
+        let newest = newest.map(|state| state.shown_at(now));
         let here = Place { next: None, position: self.position, told: self.told };
         match self.start(ring, published) {
             Start::At { next, gap_to, outcome } => {
@@ -251,7 +253,7 @@ impl Draft {
         &mut self,
         ring: &Ring,
         sequence: u64,
-        newest: Option<State>,
+        newest: Option<Shown>,
         kinds: MessageKinds,
         gap_to: Option<Option<EventId>>,
     ) -> Option<u64> {
@@ -312,7 +314,7 @@ impl Draft {
     }
 
     /// Adds the newest state, as an `init`.
-    fn tell(&mut self, newest: Option<State>) {
+    fn tell(&mut self, newest: Option<Shown>) {
         let Some(state) = newest else { return };
         self.here.told = newest;
         self.add(&frame::text(&encode_init(state.snapshot, state.freshness)), Content::State(None));

@@ -1,5 +1,6 @@
 //! The hub over real loopback sockets. Nothing sleeps: each wait is for an event, with a deadline that fails the test.
 
+mod freshness;
 mod heartbeat;
 mod joining;
 mod lifetime;
@@ -23,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::broadcast::{Batch, Broadcast};
 use super::sweep::{SweepTime, sweep};
 use super::{Handler, Hub, HubSettings, Ids, NewSocket, SocketPermit, State};
-use crate::clock::Clock;
+use crate::clock::{Clock, Mono};
 use crate::identity::VisitorDigest;
 use crate::metrics::{Inbound, Metrics};
 use crate::vitals::Vitals;
@@ -157,7 +158,7 @@ impl Rig {
 /// The state that pass `n` brings.
 fn state(n: u64) -> State {
     let snapshot = Snapshot { active_visitors: n, timestamp: Timestamp::from_unix_ms(0) };
-    State { snapshot, freshness: Freshness::Fresh, id: Some(id(n)) }
+    State { snapshot, fresh_until: Mono::MAX, id: Some(id(n)) }
 }
 
 fn id(n: u64) -> EventId {
@@ -166,7 +167,7 @@ fn id(n: u64) -> EventId {
 
 fn update(n: u64) -> Broadcast {
     let state = state(n);
-    let text = encode_update(state.snapshot, state.freshness);
+    let text = encode_update(state.snapshot, Freshness::Fresh);
     Broadcast { kind: MessageKind::RealtimeUpdate, text, id: state.id, state: Some(state) }
 }
 

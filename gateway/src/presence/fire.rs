@@ -38,6 +38,7 @@ const TICKER: u64 = 99;
 struct Node {
     link: Arc<Unreliable>,
     presence: Arc<Presence>,
+    clock: Clock,
     time: Arc<ClusterTime>,
     sockets: Arc<Mutex<HashSet<VisitorDigest>>>,
     paused: watch::Sender<bool>,
@@ -80,7 +81,7 @@ impl Node {
         loops.spawn(unless(paused.subscribe(), async move {
             driven.drive(|| visitors.lock().clone(), &Lifecycle::default()).await;
         }));
-        Self { link, presence, time, sockets, paused, _loops: loops }
+        Self { link, presence, clock, time, sockets, paused, _loops: loops }
     }
 
     fn opens(&self, visitor: VisitorDigest) {
@@ -199,8 +200,8 @@ async fn nodes_whose_clocks_disagree_name_everybody_alike() {
     let world = World::new().await;
     for _ in 0..30 {
         for (node, hours) in world.nodes.iter().zip([-2, 0, 2_i64]) {
-            let now = node.time.now().expect("has beaten");
-            node.time.learned(now.saturating_add_signed(hours * 3_600_000));
+            let (sent, now) = (node.clock.now(), node.time.at(node.clock.now()).expect("has beaten").earliest);
+            node.time.learned(sent, now.saturating_add_signed(hours * 3_600_000));
             node.presence.refresh_all();
         }
         world.counts(ALL..=ALL, MINUTE).await;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::support::client::{Client, Refusal, Upgrade, connect};
+use crate::support::client::{Client, End, Refusal, Upgrade, connect};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{Gateway, Setup};
 use crate::support::recorder::Recorder;
@@ -56,6 +56,61 @@ async fn the_eleventh_socket_of_an_address_is_refused_on_every_node() {
     for recorder in &recorders {
         recorder.until_new("realtime_update", SOON).await;
     }
+}
+
+// Inv. CAP: somebody has written something else in the place of one address. That costs it its cap over all nodes, until
+// it is put right; everybody else's holds, and their places are given back.
+#[tokio::test]
+async fn a_key_of_a_wrong_type_costs_its_own_address_alone() {
+    let cluster = Cluster::of(2, |setup| capped(setup).with("GATEWAY_TRUSTED_PROXIES", "127.0.0.1")).await;
+    let from = |address: &str| Upgrade::new().header("X-Forwarded-For", address);
+    let (unlucky, other) = (from("198.51.100.1"), from("198.51.100.2"));
+    let (one, two) = (cluster.nodes[0].public, cluster.nodes[1].public);
+    let mut resp = cluster.producer().await;
+    let (first, second) = (unlucky.open(one).await, unlucky.open(one).await);
+    let key = resp.call(&["KEYS", "{analytics}:ip:*"]).await.many()[0].text().to_owned();
+    let of_other = fill(&other, one).await;
+    assert_eq!(of_other.len(), 10);
+    resp.call(&["SET", &key, "precious"]).await;
+
+    // Places are given back, though that of the first address cannot be.
+    for client in of_other.into_iter().chain([first]) {
+        assert_eq!(client.close().await, 1000);
+    }
+    let mut of_other = Vec::new();
+    until("room on the other node", SOON, async || {
+        of_other.extend(fill(&other, two).await);
+        (of_other.len() == 10).then_some(())
+    })
+    .await;
+    // The first goes by each node's own count, and yet the other has one over both.
+    let mut of_unlucky = vec![Recorder::of(second)];
+    for node in [one, two] {
+        of_unlucky.extend(fill(&unlucky, node).await.into_iter().map(Recorder::of));
+    }
+    assert_eq!(of_unlucky.len(), 20);
+    assert_eq!(other.refused(one).await.status(), 429);
+    assert_eq!(cluster.nodes[0].metric("gateway_admissions_alone_total").await, 9);
+    cluster.nodes[0].until_metric(r#"gateway_backplane_failures_total{reason="corrupt"}"#, 9).await;
+    assert_eq!(resp.call(&["GET", &key]).await.text(), "precious", "left alone");
+    let (_, hash) = key.rsplit_once(':').expect("a name");
+    for node in &cluster.nodes {
+        let log = node.log();
+        assert!(log.contains("key ip: not a hash of counts"), "{log}");
+        // Inv. PRIVATE
+        assert!(!log.contains(hash) && !log.contains("198.51.100"), "{log}");
+    }
+
+    // Put right: those that are too many are sent away, and the cap is the cluster's again.
+    resp.call(&["DEL", &key]).await;
+    let open = || of_unlucky.iter().filter(|recorder| recorder.end().is_none()).count();
+    until("ten are left", SOON, async || (open() == 10).then_some(())).await;
+    for node in [one, two] {
+        assert_eq!(unlucky.refused(node).await.status(), 429);
+    }
+    let ends: Vec<_> = of_unlucky.iter().filter_map(Recorder::end).collect();
+    assert_eq!(ends.len(), 10);
+    assert!(ends.iter().all(|end| matches!(end, End::Close { code: 1013, .. })), "{ends:?}");
 }
 
 // Inv. CAP: thirty at the same instant, on three nodes: ten.

@@ -5,6 +5,8 @@
 //! Redis; time is paused and everything happens in the order of the steps, so a failure shrinks to a few of them and
 //! can be played again. Real processes are tormented in `cap_storm.rs`, where nothing can be played again.
 
+mod node;
+mod oracle;
 mod truth;
 mod wire;
 mod world;
@@ -14,8 +16,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use self::node::{CLIENTS, Link};
 use self::truth::{Memory, Redis, Truth};
-use self::world::{CLIENTS, Link, NODES, World};
+use self::world::{NODES, World};
 
 /// The most steps of one sequence.
 const STEPS_MAX: usize = 80;

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use shared::time::Timestamp;
+use tokio::task::JoinSet;
 
 use crate::support::client::{Client, Upgrade};
 use crate::support::cluster::Cluster;
 use crate::support::gateway::{Gateway, Setup};
+use crate::support::http;
 use crate::support::ports;
 use crate::support::recorder::Recorder;
 use crate::support::redis_server::{Durability, Options, RedisServer};
@@ -369,5 +371,44 @@ async fn a_node_that_was_stopped_does_not_blame_redis() {
     }
     assert_eq!(sleeper.metric("gateway_backplane_reconnects_total").await, 0, "{}", sleeper.log());
     sleeper.until_health("ok", SOON).await;
+    on_sleeper.assert_open();
+}
+
+// Requests lie in its sockets when it goes on, and are answered before anything else of it may have run: with the number
+// of before, if it says so, or with one of after.
+#[tokio::test]
+async fn a_node_that_was_stopped_shows_nobody_the_old_number_as_the_truth() {
+    let cluster = Cluster::of(2, short).await;
+    let ticker = cluster.ticker().await;
+    let sleeper = &cluster.nodes[1 - ticker];
+    let on_sleeper = Recorder::join(Upgrade::new().open(sleeper.public).await).await;
+    let elsewhere = Recorder::join(Upgrade::new().open(cluster.nodes[ticker].public).await).await;
+    let public = sleeper.public;
+    for _ in 0..2 {
+        on_sleeper.until_new("realtime_update", SOON).await;
+        let before = http::get(public, "/api/v1/stats").await.json();
+        sleeper.freeze();
+        // The first may have been under way; the others are longer than the number is fresh (3 s).
+        for _ in 0..5 {
+            elsewhere.until_new("realtime_update", SOON).await;
+        }
+        let mut answers = JoinSet::new();
+        // Together fewer than one address may have that have not upgraded.
+        for _ in 0..40 {
+            answers.spawn(async move { http::get(public, "/api/v1/stats").await.json() });
+        }
+        for _ in 0..16 {
+            answers.spawn(async move {
+                let mut client = Upgrade::new().open(public).await;
+                client.next_of("init", SOON).await.json["data"].take()
+            });
+        }
+        elsewhere.until_new("realtime_update", SOON).await;
+        sleeper.thaw();
+        while let Some(answer) = answers.join_next().await {
+            let answer = answer.expect("no panic");
+            assert!(answer["stale"] == true || answer["timestamp"] != before["timestamp"], "{answer}");
+        }
+    }
     on_sleeper.assert_open();
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use gateway::backplane::redis::{RedisBackplane, RedisSettings};
 use gateway::backplane::{Backplane, BackplaneError, Publication, Publish, PublishReply, Result};
-use gateway::metrics::Metrics;
+use gateway::metrics::{BackplaneFailure, Metrics};
 use shared::event::Event;
 use shared::field::{Name, PagePath};
 use shared::ids::NodeId;

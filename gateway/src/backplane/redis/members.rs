@@ -43,7 +43,8 @@ impl RedisBackplane {
         self.run(&self.scripts.leave, keys, vec![text(&node)]).await.map(|_| ())
     }
 
-    pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
+    pub(super) async fn write_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
+        let mut unreadable = Vec::new();
         for batch in counts.chunks(COUNTS_PER_SCRIPT) {
             let statement = self.statements.begin().await;
             let addresses = batch.iter().map(|(address, _)| self.keys.address(address));
@@ -51,8 +52,13 @@ impl RedisBackplane {
             let mut arguments = statement.arguments().to_vec();
             arguments.push(text(&node));
             arguments.extend(batch.iter().map(|(_, count)| number(*count)));
-            self.run(&self.scripts.set_counts, keys, arguments).await?;
+            let mut reply = self.run(&self.scripts.set_counts, keys, arguments).await?;
+            while !reply.is_empty() {
+                let (address, _) = batch.get(reply.number::<usize>()?).ok_or(ODD_REPLY)?;
+                self.met_corrupt_address();
+                unreadable.push(*address);
+            }
         }
-        Ok(())
+        Ok(unreadable)
     }
 }

@@ -12,6 +12,9 @@ use crate::backplane::{BackplaneError, Result};
 /// A reply that no script of this release gives.
 pub(super) const ODD_REPLY: BackplaneError = BackplaneError::Corrupt("a reply has another shape than it must have");
 
+/// What stands in the place of an address's counts is something else.
+pub(super) const CORRUPT_ADDRESS: &str = "key ip: not a hash of counts";
+
 /// What scripts name when they find a key that breaks the contract, and what operators are told.
 const CORRUPT: [(&str, &str); 13] = [
     ("events", "key events: not a stream"),
@@ -23,7 +26,7 @@ const CORRUPT: [(&str, &str); 13] = [
     ("generation", "key generation: not a string"),
     ("themes", "key themes: not a hash of counts"),
     ("salt", "key salt: not a salt"),
-    ("ip", "key ip: not a hash of counts"),
+    ("ip", CORRUPT_ADDRESS),
     ("published", "key published: not a hash of numbers, times and ids"),
     ("told", "key told: not a hash of numbers and times"),
     ("schema", "key schema: not a version"),

@@ -91,6 +91,22 @@ fn an_overflow_discards_what_may_go_and_keeps_the_rest() {
     assert_eq!(outbox.bytes(), 0);
 }
 
+// Inv. ORDER: a client that is not let in yet has no use for a newer state.
+#[test]
+fn an_answer_leaves_before_anything_and_whatever_overflows() {
+    let mut outbox = Outbox::default();
+    assert_eq!(outbox.push(frame::text("answer"), Content::Answer, 0), Loss::default());
+    assert_eq!(outbox.push(frame::text("stale"), Content::State(None), 0), Loss { events: 0, overflows: 1 });
+    outbox.push(frame::text("ping"), Content::Ping, 0);
+    let mut kernel = Kernel::default();
+    assert_eq!(flush(&mut outbox, &mut kernel, 3, || resync(1)), Flushed::default());
+    outbox.discard();
+    let flushed = flush(&mut outbox, &mut kernel, 1000, || resync(2));
+    let gap = encode_gap(None, Some(id(2)));
+    assert_eq!(kernel.texts(), ["answer", "init", &gap, "ping"]);
+    assert_eq!(flushed, Flushed { done: true, messages: 3, resynced: Some(2) }, "an answer is no message");
+}
+
 #[test]
 fn the_state_is_as_new_as_the_moment_in_which_it_leaves() {
     let mut outbox = Outbox::default();

@@ -4,8 +4,12 @@ use super::super::sweep::tests::at;
 use super::super::sweep::{LastSweep, SweepClock};
 use super::*;
 
-const LIMITS: Limits =
-    Limits { ping_interval: Duration::from_secs(30), pong_timeout: Duration::from_secs(10), max_age: None };
+const LIMITS: Limits = Limits {
+    ping_interval: Duration::from_secs(30),
+    pong_timeout: Duration::from_secs(10),
+    max_age: None,
+    snapshot_interval: Duration::from_secs(5),
+};
 
 fn pulse(limits: Limits) -> Pulse {
     Pulse::new(SweepTime::START, limits, &mut rand::rng())
@@ -25,11 +29,12 @@ fn a_silent_client_is_pinged_once_and_closed_ten_seconds_later() {
 }
 
 #[test]
-fn one_that_answers_is_pinged_each_thirty_seconds() {
+fn one_that_answers_is_pinged_each_thirty_seconds_where_pings_do_not_ride() {
+    let limits = Limits { snapshot_interval: Duration::from_secs(45), ..LIMITS };
     let mut pulse = pulse(LIMITS);
     let mut pings = Vec::new();
     for second in 1..=130 {
-        match pulse.judge(at(second), LIMITS) {
+        match pulse.judge(at(second), limits) {
             Action::Nothing => {}
             Action::Ping => {
                 assert!(pulse.is_ping_open());
@@ -73,7 +78,6 @@ struct Life {
     pulse: Pulse,
     last_sweep: LastSweep,
     limits: Limits,
-    snapshot_interval: Duration,
     /// When pings left, in ms since the socket opened, and with what.
     pings: Vec<(u32, With)>,
 }
@@ -85,9 +89,8 @@ enum With {
 }
 
 impl Life {
-    fn new(limits: Limits, snapshot_interval: Duration) -> Self {
-        let (pulse, last_sweep) = (pulse(limits), LastSweep::default());
-        Self { pulse, last_sweep, limits, snapshot_interval, pings: Vec::new() }
+    fn new(limits: Limits) -> Self {
+        Self { pulse: pulse(limits), last_sweep: LastSweep::default(), limits, pings: Vec::new() }
     }
 
     /// Lives until `end`, with snapshots at these times; all in ms.
@@ -113,7 +116,7 @@ impl Life {
     }
 
     fn snapshot(&mut self, now_ms: u32) {
-        let ride = Ride::new(self.last_sweep.moment(now_ms), self.snapshot_interval, self.limits);
+        let ride = Ride::new(self.last_sweep.moment(now_ms), self.limits);
         if ride.is_some_and(|ride| self.pulse.rides(ride)) {
             self.pinged(now_ms, With::Snapshot);
         }
@@ -131,20 +134,24 @@ fn each(first: u32, interval: u32, late: impl Fn(u32) -> u32) -> impl Iterator<I
     (0..).map(move |n| first + n * interval + late(n))
 }
 
+/// How far apart the pings were, in ms.
+fn distances(pings: &[(u32, With)]) -> Vec<u32> {
+    pings.windows(2).map(|two| two[1].0 - two[0].0).collect()
+}
+
 #[test]
-fn after_the_first_a_ping_rides_with_every_sixth_snapshot() {
-    let life = || Life::new(LIMITS, Duration::from_secs(5));
+fn pings_move_towards_the_snapshots_and_then_ride_with_every_sixth() {
     // Whatever lies between the snapshots and the sweeps, the opening and the first snapshot.
     for first in (0..5_000).step_by(130) {
-        let pings = life().until(240_000, each(first, 5_000, |_| 0));
+        let pings = Life::new(LIMITS).until(420_000, each(first, 5_000, |_| 0));
         // The contract: the first 30 s after opening, to the sweep.
         assert_eq!(pings[0], (31_000, With::Nothing), "{first}");
-        let gap = pings[1].0 - pings[0].0;
-        assert!((25_000..=30_000).contains(&gap), "{first}: the second after {gap}");
-        let later = &pings[1..];
-        assert!(later.len() >= 6, "{first}: {pings:?}");
-        assert!(later.iter().all(|(_, with)| *with == With::Snapshot), "{first}: {pings:?}");
-        assert!(later.windows(2).all(|two| two[1].0 - two[0].0 == 30_000), "{first}: {pings:?}");
+        let from = pings.iter().position(|(_, with)| *with == With::Snapshot).expect("some ride");
+        assert!(from <= 5, "{first}: {pings:?}");
+        assert!(pings[from..].iter().all(|(_, with)| *with == With::Snapshot), "{first}: {pings:?}");
+        // Wire: 30 s, to the second, on the way there; exactly, from then on.
+        assert!(distances(&pings[..=from]).iter().all(|gap| (29_500..=31_000).contains(gap)), "{first}: {pings:?}");
+        assert!(distances(&pings[from..]).iter().all(|gap| *gap == 30_000), "{first}: {pings:?}");
     }
 }
 
@@ -152,68 +159,67 @@ fn after_the_first_a_ping_rides_with_every_sixth_snapshot() {
 fn snapshots_that_come_late_now_and_then_change_nothing() {
     // Around each sweep's moment, which is where a coarse look at the time would err.
     for first in (0..5_000).step_by(90) {
-        let snapshots = each(first, 5_000, |n| (n * 97) % 240);
-        let pings = Life::new(LIMITS, Duration::from_secs(5)).until(240_000, snapshots);
-        // One that is late for the second ping as well takes the third.
+        let pings = Life::new(LIMITS).until(420_000, each(first, 5_000, |n| (n * 97) % 240));
         let from = pings.iter().position(|(_, with)| *with == With::Snapshot).expect("some ride");
         let later = &pings[from..];
-        assert!(from <= 2 && later.len() >= 5, "{first}: {pings:?}");
+        assert!(from <= 6 && later.len() >= 5, "{first}: {pings:?}");
         assert!(later.iter().all(|(_, with)| *with == With::Snapshot), "{first}: {pings:?}");
-        assert!(later.windows(2).all(|two| two[1].0.abs_diff(two[0].0).abs_diff(30_000) < 240), "{first}: {pings:?}");
+        assert!(distances(later).iter().all(|gap| gap.abs_diff(30_000) < 240), "{first}: {pings:?}");
     }
 }
 
 #[test]
 fn without_snapshots_the_sweeper_pings() {
     // The last snapshot carries a ping; the next ping waits for another as long as that may be late.
-    let snapshots = each(300, 5_000, |_| 0).take_while(|at| *at < 70_000);
-    let pings = Life::new(LIMITS, Duration::from_secs(5)).until(160_000, snapshots);
+    let snapshots = each(1_300, 5_000, |_| 0).take_while(|at| *at < 70_000);
+    let pings = Life::new(LIMITS).until(160_000, snapshots);
     let (sweeper, ridden) = (With::Nothing, With::Snapshot);
-    let want = [(31_000, sweeper), (60_300, ridden), (91_000, sweeper), (121_000, sweeper), (151_000, sweeper)];
+    let want = [(31_000, sweeper), (61_300, ridden), (92_000, sweeper), (123_000, sweeper), (154_000, sweeper)];
     assert_eq!(pings, want);
 }
 
 #[test]
 fn the_intervals_between_pings_have_bounds() {
-    // Rows: ping interval, snapshot interval (ms); the least and the most between two pings after the first.
+    // Rows: ping interval, snapshot interval (ms); the least and the most between two pings.
     let check = |ping: u32, snapshot: u32, least: u32, most: u32| {
-        let limits = Limits { ping_interval: Duration::from_millis(ping.into()), ..LIMITS };
+        let interval = |ms: u32| Duration::from_millis(ms.into());
+        let limits = Limits { ping_interval: interval(ping), snapshot_interval: interval(snapshot), ..LIMITS };
         for first in (0..snapshot).step_by(70) {
-            let life = Life::new(limits, Duration::from_millis(snapshot.into()));
-            let pings = life.until(8 * ping, each(first, snapshot, |_| 0));
-            let gaps: Vec<u32> = pings[1..].windows(2).map(|two| two[1].0 - two[0].0).collect();
-            assert!(gaps.len() >= 4, "{ping}, {snapshot}: {pings:?}");
-            assert!(gaps.iter().all(|gap| (least..=most).contains(gap)), "{ping}, {snapshot}: {pings:?}");
+            let gaps = distances(&Life::new(limits).until(12 * ping, each(first, snapshot, |_| 0)));
+            assert!(gaps.len() >= 10, "{ping}, {snapshot}, {first}: {gaps:?}");
+            assert!(gaps.iter().all(|gap| (least..=most).contains(gap)), "{ping}, {snapshot}, {first}: {gaps:?}");
         }
     };
-    check(30_000, 5_000, 30_000, 30_000);
-    check(30_000, 30_000, 30_000, 30_000);
-    check(3_000, 1_000, 3_000, 4_000);
-    check(3_000, 200, 3_000, 4_200);
-    check(30_000, 7_000, 28_000, 28_000);
-    check(30_000, 20_000, 20_000, 20_000);
+    check(30_000, 5_000, 29_500, 31_000);
+    check(30_000, 30_000, 29_500, 31_000);
+    // So frequent that the first that is early enough takes it, counted in sweeps.
+    check(30_000, 1_000, 29_000, 31_000);
+    check(30_000, 7_000, 29_500, 31_250);
+    check(30_000, 20_000, 29_500, 31_250);
+    check(10_000, 5_000, 9_500, 11_000);
+    // A second more would be much: none rides.
+    check(9_000, 5_000, 9_000, 9_000);
     // Snapshots are rarer than pings: none rides.
     check(30_000, 45_000, 30_000, 30_000);
 }
 
 #[test]
 fn a_ping_that_rode_is_to_be_answered_in_ten_seconds() {
-    let mut life = Life::new(LIMITS, Duration::from_secs(5));
+    let mut life = Life::new(LIMITS);
     life.pulse.judge(at(31), LIMITS);
     life.pulse.pong();
-    life.last_sweep.set(at(58), 58_000);
-    let ride = Ride::new(life.last_sweep.moment(58_300), life.snapshot_interval, LIMITS).expect("pings may ride");
+    life.last_sweep.set(at(61), 61_000);
+    let ride = Ride::new(life.last_sweep.moment(61_300), LIMITS).expect("pings may ride");
     assert!(life.pulse.rides(ride));
-    assert_eq!(watch(&mut life.pulse, 59..=69), [(69, Action::Close(CloseReason::PongTimeout))]);
+    assert_eq!(watch(&mut life.pulse, 62..=72), [(72, Action::Close(CloseReason::PongTimeout))]);
 }
 
 #[test]
 fn while_a_ping_is_open_none_rides() {
     let mut pulse = pulse(LIMITS);
     assert_eq!(pulse.judge(at(31), LIMITS), Action::Ping);
-    // As rare as pings: this one is the last before the next ping is due.
-    let snapshot = Moment { sweep: at(32), since: Duration::ZERO };
-    let ride = Ride::new(snapshot, LIMITS.ping_interval, LIMITS).expect("pings may ride");
+    let snapshot = Moment { sweep: at(61), since: Duration::ZERO };
+    let ride = Ride::new(snapshot, LIMITS).expect("pings may ride");
     assert!(!pulse.rides(ride));
     pulse.pong();
     assert!(pulse.rides(ride));
@@ -226,7 +232,7 @@ fn a_socket_that_is_being_closed_gets_no_ping() {
     pulse.pong();
     pulse.close_begun(at(60));
     let now = Moment { sweep: at(60), since: Duration::ZERO };
-    assert!(!pulse.rides(Ride::new(now, Duration::from_secs(5), LIMITS).expect("pings may ride")));
+    assert!(!pulse.rides(Ride::new(now, LIMITS).expect("pings may ride")));
     // What the reader does meanwhile moves the close's deadline neither.
     pulse.frame_begun(at(62));
     pulse.frame_done();
@@ -240,7 +246,7 @@ fn a_pause_moves_every_deadline() {
     let mut pulse = pulse(LIMITS);
     let mut actions = Vec::new();
     // Pinged at 31 s; stopped from 35 s to 95 s; the client's pong is read right after.
-    for second in (1..=35).chain(95..=127) {
+    for second in (1..=35).chain(95..=128) {
         let now = clock.sweep(Duration::from_secs(second));
         let action = pulse.judge(now, LIMITS);
         if action != Action::Nothing {
@@ -250,6 +256,6 @@ fn a_pause_moves_every_deadline() {
             pulse.pong();
         }
     }
-    // 30 s awake lie between the pings.
-    assert_eq!(actions, [(31, Action::Ping), (121, Action::Ping)]);
+    // 31 s awake lie between the pings, as no snapshot came to take the second along.
+    assert_eq!(actions, [(31, Action::Ping), (122, Action::Ping)]);
 }

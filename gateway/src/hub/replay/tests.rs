@@ -3,11 +3,14 @@ use shared::ids::{EntryDigest, StreamId};
 use shared::message::{Snapshot, encode_update, with_id};
 use shared::time::Timestamp;
 
+use super::super::State;
 use super::super::broadcast::Broadcast;
 use super::super::ring::{Item, Recalled};
 use super::*;
 
 const ROOM: usize = 1 << 20;
+/// Numbers are fresh until then; a world begins at zero.
+const FRESH_UNTIL: Mono = Mono::from_secs(11);
 
 /// The id of the `n`th entry of the stream; further apart than one, so that there are ids of nothing.
 fn id(n: u64) -> EventId {
@@ -20,7 +23,8 @@ fn number(id: &str) -> u64 {
 
 fn state(n: u64, freshness: Freshness) -> State {
     let snapshot = Snapshot { active_visitors: n, timestamp: Timestamp::from_unix_ms(0) };
-    State { snapshot, freshness, id: Some(id(n)) }
+    let fresh_until = if freshness == Freshness::Fresh { FRESH_UNTIL } else { Mono::ZERO };
+    State { snapshot, fresh_until, id: Some(id(n)) }
 }
 
 fn event(n: u64) -> Item {
@@ -66,6 +70,7 @@ fn read(mut bytes: &[u8]) -> Vec<Got> {
 struct World {
     ring: Ring,
     published: Published,
+    now: Mono,
     replay: Option<Replay>,
     kinds: MessageKinds,
     /// Everything that was written to the client, and the rest of a frame that was begun.
@@ -88,6 +93,7 @@ impl World {
         Self {
             ring,
             published,
+            now: Mono::ZERO,
             replay: Some(Replay::new(last, None, waiting)),
             kinds: MessageKinds::ALL,
             wire: Vec::new(),
@@ -132,7 +138,7 @@ impl World {
     fn pump(&mut self, room: usize) -> bool {
         self.wire.append(&mut self.rest);
         let Some(replay) = &mut self.replay else { return false };
-        let chunk = match replay.step(&self.ring, &self.published, self.kinds) {
+        let chunk = match replay.step(&self.ring, &self.published, self.kinds, self.now) {
             Step::Wait => return false,
             Step::AskEnd => {
                 self.asked_end += 1;
@@ -184,13 +190,13 @@ fn news(n: u64) -> Broadcast {
 
 fn update(n: u64) -> Broadcast {
     let state = state(n, Freshness::Fresh);
-    let text = encode_update(state.snapshot, state.freshness);
+    let text = encode_update(state.snapshot, Freshness::Fresh);
     Broadcast { kind: MessageKind::RealtimeUpdate, text, id: state.id, state: Some(state) }
 }
 
 fn repeat(n: u64) -> Broadcast {
     let state = state(n, Freshness::Stale);
-    let text = encode_update(state.snapshot, state.freshness);
+    let text = encode_update(state.snapshot, Freshness::Stale);
     Broadcast { kind: MessageKind::RealtimeUpdate, text, id: None, state: Some(state) }
 }
 
@@ -310,6 +316,22 @@ fn of_snapshots_only_the_newest_counts() {
     world.pass(&[update(2), news(3)]);
     world.pass(&[repeat(2)]);
     assert_eq!(world.answer().0, [Got::Init { number: 2, stale: true }, Got::Event(3)]);
+}
+
+// No pass has said so: the process was stopped, and nothing but time has passed.
+#[test]
+fn a_number_whose_time_is_over_is_not_told_as_the_truth() {
+    let mut world = World::new(ROOM, 1..=1, false, id(1));
+    world.pass(&[update(2), news(3)]);
+    world.now = FRESH_UNTIL;
+    assert_eq!(world.answer().0, [Got::Init { number: 2, stale: true }, Got::Event(3)]);
+    // Who was told that it is the truth, and waits, learns of it once.
+    let mut world = World::new(ROOM, 1..=5, false, id(100));
+    world.pass(&[update(5)]);
+    while world.pump(usize::MAX) {}
+    world.now = FRESH_UNTIL;
+    while world.pump(usize::MAX) {}
+    assert_eq!(world.got(), [false, true].map(|stale| Got::Init { number: 5, stale }));
 }
 
 #[test]

@@ -23,13 +23,13 @@ async fn answer(rig: &Rig, client: &mut Client, pongs: u64) {
 }
 
 #[tokio::test]
-async fn a_ping_leaves_with_the_snapshot_before_which_it_is_due() {
+async fn a_ping_that_is_due_leaves_with_the_snapshot() {
     let rig = Rig::new(HubSettings::default()).await;
     let mut client = greeted(&rig, MessageKinds::ALL, 1).await;
-    // Due at 61 s. Another snapshot is expected before that, and events bring no ping.
-    rig.sweep_at(54);
+    // Due at 61 s: what comes before does not bring it, and events never do.
+    rig.sweep_at(59);
     rig.pass(&[update(1)]);
-    rig.sweep_at(58);
+    rig.sweep_at(61);
     rig.pass(&[event(2, 10)]);
     let sent = rig.metrics.messages.value(Direction::Sent);
     rig.pass(&[event(3, 10), update(4), event(5, 10)]);
@@ -39,12 +39,11 @@ async fn a_ping_leaves_with_the_snapshot_before_which_it_is_due() {
     }
     assert!(parse(&client.bytes).is_some(), "the ping came with the messages, in one write");
     answer(&rig, &mut client, 2).await;
-    // The next one is due 30 s later, and not at 61 s.
-    rig.sweep_at(61);
-    rig.sweep_at(82);
+    // The next one is due 30 s later.
+    rig.sweep_at(89);
     rig.pass(&[update(6)]);
     assert_eq!(client.text().await, update(6).text);
-    rig.sweep_at(88);
+    rig.sweep_at(91);
     rig.pass(&[update(7)]);
     assert_eq!(client.text().await, update(7).text);
     answer(&rig, &mut client, 3).await;
@@ -56,15 +55,15 @@ async fn a_ping_leaves_with_the_snapshot_before_which_it_is_due() {
 async fn who_does_not_answer_a_ping_that_rode_is_closed_in_time() {
     let rig = Rig::new(HubSettings::default()).await;
     let mut silent = greeted(&rig, MessageKinds::ALL, 1).await;
-    rig.sweep_at(58);
+    rig.sweep_at(61);
     rig.pass(&[update(1)]);
-    rig.sweep_at(67);
+    rig.sweep_at(70);
     rig.pass(&[update(2)]);
     assert_eq!(silent.text().await, update(1).text);
     assert!(silent.text().await.starts_with(PING));
     // Still open, and not pinged again.
     assert_eq!(silent.text().await, update(2).text);
-    rig.sweep_at(69);
+    rig.sweep_at(72);
     silent.closed_for(CloseReason::PongTimeout).await;
     drop(silent);
     rig.emptied().await;
@@ -76,23 +75,23 @@ async fn who_does_not_answer_a_ping_that_rode_is_closed_in_time() {
 async fn a_pong_that_this_node_has_not_read_is_not_late() {
     let rig = Rig::new(HubSettings::default()).await;
     let mut client = greeted(&rig, MessageKinds::ALL, 1).await;
-    rig.sweep_at(61);
+    rig.sweep_at(62);
     assert!(client.text().await.starts_with(PING));
     // Nothing is awaited between these, so the socket's task reads nothing.
     client.stream.try_write(&masked(0x81, br#"{"type":"pong"}"#)).expect("the kernel takes it");
-    rig.sweep_at(71);
     rig.sweep_at(72);
+    rig.sweep_at(73);
     rig.pongs(2).await;
-    rig.sweep_at(82);
+    rig.sweep_at(83);
     rig.pass(&[event(1, 10)]);
     assert_eq!(client.text().await, event(1, 10).text);
     // Bytes that are no pong do not count for ever.
-    rig.sweep_at(91);
+    rig.sweep_at(93);
     assert!(client.text().await.starts_with(PING));
     client.stream.try_write(&masked(0x81, b"{}")).expect("the kernel takes it");
-    rig.sweep_at(101);
+    rig.sweep_at(103);
     assert!(rig.hub.find(ConnId(1)).expect("open").is_ping_open());
-    rig.sweep_at(121);
+    rig.sweep_at(124);
     client.closed_for(CloseReason::PongTimeout).await;
     drop(client);
     rig.emptied().await;
@@ -103,13 +102,10 @@ async fn who_hears_no_snapshots_is_pinged_by_the_sweeper() {
     let rig = Rig::new(HubSettings::default()).await;
     let kinds = MessageKinds::parse("new_event").expect("a kind");
     let mut client = greeted(&rig, kinds, 1).await;
-    rig.sweep_at(58);
-    rig.pass(&[update(1), event(2, 10)]);
-    assert_eq!(client.text().await, event(2, 10).text);
-    rig.sweep_at(60);
-    rig.pass(&[event(3, 10)]);
-    assert_eq!(client.text().await, event(3, 10).text, "no ping before its time");
     rig.sweep_at(61);
+    rig.pass(&[update(1), event(2, 10)]);
+    assert_eq!(client.text().await, event(2, 10).text, "the ping waits for the next sweep");
+    rig.sweep_at(62);
     answer(&rig, &mut client, 2).await;
     drop(client);
     rig.emptied().await;
@@ -136,7 +132,7 @@ async fn a_reader_that_does_not_read_finds_one_ping() {
     let settings = HubSettings { socket_send_buffer_bytes: 4096, ..HubSettings::default() };
     let rig = Rig::new(settings).await;
     let mut slow = greeted(&rig, MessageKinds::ALL, 1).await;
-    rig.sweep_at(58);
+    rig.sweep_at(61);
     let mut last = 0;
     while rig.metrics.outbox_bytes.value() == 0 {
         last += 1;
@@ -144,7 +140,7 @@ async fn a_reader_that_does_not_read_finds_one_ping() {
     }
     rig.pass(&[update(last + 1)]);
     rig.pass(&[update(last + 2)]);
-    rig.sweep_at(61);
+    rig.sweep_at(62);
     rig.pass(&[update(last + 3)]);
     for n in 1..=last {
         assert_eq!(slow.text().await, event(n, 1000).text);
@@ -166,11 +162,11 @@ async fn who_catches_up_is_pinged_by_the_sweeper() {
     assert!(client.text().await.starts_with(r#"{"type":"init""#));
     rig.sweep_at(31);
     answer(&rig, &mut client, 1).await;
-    rig.sweep_at(58);
+    rig.sweep_at(61);
     rig.pass(&[update(1)]);
     let conn = rig.hub.find(ConnId(1)).expect("open");
     assert!(!conn.is_ping_open());
-    rig.sweep_at(61);
+    rig.sweep_at(62);
     assert!(conn.is_ping_open());
     answer(&rig, &mut client, 2).await;
     drop(client);

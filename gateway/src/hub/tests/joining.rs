@@ -82,7 +82,7 @@ async fn each_form_is_what_its_sockets_asked_for() {
     assert_eq!(plain.text().await, messages[1].text);
     assert_eq!(id_of(&with_ids.text().await), Some(7));
     assert_eq!(id_of(&with_ids.text().await), Some(8));
-    assert_eq!(rig.hub.state(), Some(state(7)));
+    assert_eq!(rig.hub.state(), Some(state(7).shown_at(Mono::ZERO)));
     assert_eq!(rig.metrics.messages.value(Direction::Sent), 6);
     drop((plain, with_ids));
     rig.emptied().await;

@@ -23,8 +23,8 @@ async fn a_client_that_answers_pings_stays_and_a_silent_one_goes() {
     rig.sweep_at(41);
     assert!(silent.text().await.starts_with(r#"{"type":"ping""#));
     silent.closed_for(CloseReason::PongTimeout).await;
-    rig.sweep_at(60);
     rig.sweep_at(61);
+    rig.sweep_at(62);
     assert!(alive.text().await.starts_with(r#"{"type":"ping""#));
     assert_eq!(rig.metrics.closes.value(Close::PongTimeout), 1);
     drop((alive, silent));

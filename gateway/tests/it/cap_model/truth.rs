@@ -64,7 +64,7 @@ async fn carry(backplane: &dyn Backplane, request: &Request) -> Result<Reply> {
     match request {
         Request::Admit(request) => backplane.admit(request).await.map(Reply::Admit),
         Request::Readmit(node, cap, held) => backplane.readmit(*node, *cap, held).await.map(Reply::Readmit),
-        Request::SetCounts(node, counts) => backplane.set_counts(*node, counts).await.map(|()| Reply::SetCounts),
+        Request::SetCounts(node, counts) => backplane.set_counts(*node, counts).await.map(Reply::SetCounts),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) enum Request {
 pub(super) enum Reply {
     Admit(AdmitReply),
     Readmit(Vec<Result<AdmitReply>>),
-    SetCounts,
+    SetCounts(Vec<AddressHash>),
 }
 
 #[derive(Debug)]
@@ -99,17 +99,20 @@ impl Backplane for Wire {
     async fn admit(&self, request: &Admit) -> Result<AdmitReply> {
         match self.call(Request::Admit(*request)).await? {
             Reply::Admit(reply) => Ok(reply),
-            Reply::Readmit(_) | Reply::SetCounts => Err(NOT_ASKED),
+            Reply::Readmit(_) | Reply::SetCounts(_) => Err(NOT_ASKED),
         }
     }
     async fn readmit(&self, node: NodeId, cap: u32, held: &[(AddressHash, u32)]) -> Result<Vec<Result<AdmitReply>>> {
         match self.call(Request::Readmit(node, cap, held.to_vec())).await? {
             Reply::Readmit(replies) => Ok(replies),
-            Reply::Admit(_) | Reply::SetCounts => Err(NOT_ASKED),
+            Reply::Admit(_) | Reply::SetCounts(_) => Err(NOT_ASKED),
         }
     }
-    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<()> {
-        self.call(Request::SetCounts(node, counts.to_vec())).await.map(drop)
+    async fn set_counts(&self, node: NodeId, counts: &[(AddressHash, u32)]) -> Result<Vec<AddressHash>> {
+        match self.call(Request::SetCounts(node, counts.to_vec())).await? {
+            Reply::SetCounts(unreadable) => Ok(unreadable),
+            Reply::Admit(_) | Reply::Readmit(_) => Err(NOT_ASKED),
+        }
     }
     async fn publish(&self, _request: &Publish) -> Result<PublishReply> {
         Err(NOT_ASKED)

@@ -240,6 +240,43 @@ async fn more_counts_than_one_script_takes() {
     }
 }
 
+// Inv. CAP: it was a whole batch that was refused, again and again.
+#[tokio::test]
+async fn an_address_whose_key_holds_something_else_costs_the_others_nothing() {
+    let mut planted = Planted::new().await;
+    let (backplane, metrics) = connect(&planted.redis.url());
+    backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
+    let address = |n: u16| AddressHash(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
+    let key = |n: u16| format!("ip:{}", address(n));
+    // One in each of two scripts.
+    let strange = [7, 503];
+    for n in strange {
+        planted.set(&key(n), "precious").await;
+    }
+    let all: Vec<_> = (0..600).map(|n| (address(n), 1)).collect();
+    assert_eq!(backplane.set_counts(node(1), &all).await, Ok(strange.map(address).to_vec()));
+    for n in [0, 6, 8, 502, 504, 599] {
+        assert_eq!(planted.call("HGET", &key(n), &[&node(1).to_string()]).await.text(), "1", "{n}");
+    }
+    let none = [(address(7), 0), (address(8), 0)];
+    assert_eq!(backplane.set_counts(node(1), &none).await, Ok(vec![address(7)]));
+    assert_eq!(planted.call("EXISTS", &key(8), &[]).await.number(), 0);
+
+    // What is a number to Lua and none to anybody else would let everybody in.
+    for (n, count) in [(1, "nan"), (2, "-5"), (3, "x")] {
+        planted.call("HSET", &key(n), &[&node(1).to_string(), count]).await;
+    }
+    let replies = backplane.readmit(node(1), 10, &all[..9]).await.expect("an answer");
+    for (n, reply) in (0..).zip(replies) {
+        let is_strange = [1, 2, 3, 7].contains(&n);
+        assert_eq!(reply.is_err_and(|error| matches!(error, BackplaneError::Corrupt(_))), is_strange, "{n}");
+    }
+    for n in strange {
+        assert_eq!(planted.call("GET", &key(n), &[]).await.text(), "precious");
+    }
+    assert_eq!(metrics.backplane_failures.value(BackplaneFailure::Corrupt), 3 + 4, "each is counted");
+}
+
 /// One call for each key, and what it is told when that key holds something else.
 #[tokio::test]
 async fn a_key_of_a_wrong_type_is_told_and_left_alone() {
@@ -303,7 +340,7 @@ async fn every_call(backplane: &RedisBackplane, day: u64) -> Vec<(&'static str, 
         ("snapshot", backplane.snapshot().await.map(|_| ())),
         ("admit", backplane.admit(&admit).await.map(|_| ())),
         ("readmit", readmit.and_then(|mut replies| replies.remove(0)).map(|_| ())),
-        ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await),
+        ("set_counts", backplane.set_counts(node(1), &[(address, 1)]).await.map(|_| ())),
         ("salts", backplane.salts(&[]).await.map(|_| ())),
         ("touch", backplane.touch(&touch).await.map(|_| ())),
         ("secret", backplane.secret(None).await.map(|_| ())),

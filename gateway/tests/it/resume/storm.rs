@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::audit::{Heard, Tally, judge};
-use super::{busy, stream};
+use super::viewer::{busy, stream};
 use crate::support::client::{Client, Incoming, Message, Upgrade};
 use crate::support::frame::{self, Frame};
 use crate::support::gateway::{Gateway, Setup};

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::{Floor, cpu_time};
-use crate::args::{BareArgs, YesNo};
-use crate::control::{Job, Order, SlowManner, Stage};
+use crate::args::BareArgs;
+use crate::control::{Job, Order, Stage};
 use crate::crew::{Crew, Published};
 use crate::limits::most;
 use crate::series::median;
@@ -68,7 +68,8 @@ pub(crate) fn compare(args: &BareArgs) -> anyhow::Result<Comparison> {
     rlimit::increase_nofile_limit(u64::MAX).context("raising the descriptor limit")?;
     let mut floor = Floor::new(SocketAddr::from(([127, 0, 0, 1], 0)), 1)?;
     let url = format!("ws://{}/ws/analytics", floor.listener.local_addr()?);
-    let mut crew = Crew::start(&job(url, args.connections), 1, args.processes(), &Published::default())?;
+    let job = Job::new(vec![url], args.connections, RATE);
+    let mut crew = Crew::start(&job, 1, args.processes(), &Published::default())?;
     serve_until(&mut floor, &crew, "connecting", |crew| crew.progress().has_done(Stage::Open))?;
     let open = floor.open.iter().filter(|open| **open).count();
     if open != args.connections as usize {
@@ -157,27 +158,6 @@ fn serve_until(floor: &mut Floor, crew: &Crew, what: &str, done: impl Fn(&Crew) 
         floor.turn(PASS_EVERY)?;
     }
     Ok(())
-}
-
-fn job(url: String, connections: u32) -> Job {
-    Job {
-        urls: vec![url],
-        query: String::new(),
-        connections,
-        first: 0,
-        total: connections,
-        rate: RATE,
-        spread: 1,
-        forwarded_for: false,
-        answer_pings: YesNo::Yes,
-        interval_ms: 0,
-        late: None,
-        slow_share: 0.0,
-        slow_manner: SlowManner::Drip,
-        heard_min: (0, 0),
-        open_within: Duration::from_secs(10),
-        lives: None,
-    }
 }
 
 #[cfg(test)]

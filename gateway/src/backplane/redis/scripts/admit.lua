@@ -32,7 +32,9 @@ local function counts_of(address, node)
     return nil
   end
   for i = 2, #counts, 2 do
-    if not tonumber(counts[i]) then
+    local count = tonumber(counts[i])
+    -- 'nan' is a number to Lua, and nothing is more than that.
+    if not (count and count >= 0) then
       return nil
     end
   end

@@ -5,6 +5,7 @@
 -- are written go through int(): Lua's own conversion turns large ones into 1.7e+12.
 --
 -- A script looks at every type it depends on before its first write: Redis does not undo what a failed script wrote.
+-- The counts of an address are their own affair: where something else stands there, the script goes on without it.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
