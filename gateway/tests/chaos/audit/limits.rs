@@ -9,7 +9,8 @@ use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Round
 const STALL_MAX_MS: Ms = 1_500;
 /// A `ping` is due within a second after its time (docs/PROTOCOL.md); one that waits for a snapshot to ride with, a bit later.
 const PING_GRACE_MS: Ms = 1_500;
-/// A socket that is over the cap for less than this may be one whose end has not been read yet.
+/// A socket that is over the cap for less than this, and what the lab was late by, may be one whose end has not been read
+/// yet; or one of a gateway that had no answer of Redis in time, on a busy machine, and takes back what it has admitted.
 const OVERLAP_MS: Ms = 500;
 /// After an outage of Redis, or of a gateway that slept longer than its lease, nodes have entered anew, and closed what
 /// is over the cap, within this.
@@ -198,7 +199,7 @@ fn check_cap(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     moments.sort_unstable();
     for from in moments.into_iter().filter(|at| *at < evidence.ended) {
         // Over the cap at this moment, and still so a little later.
-        let to = from + OVERLAP_MS;
+        let to = from + OVERLAP_MS + evidence.stall_ms;
         let open = held.iter().filter(|held| held.from <= from && held.to >= to).count();
         let disturbed = unsettled.iter().any(|(begin, end)| *begin <= to && from < *end);
         // While Redis is away each node goes by its own count. Those that were killed hold nothing any more.

@@ -13,6 +13,13 @@ fn an_eleventh_socket_is_found() {
     check(&[], |evidence| {
         evidence.attempts.push(Attempt { at: BEGIN + 9_000, open_until: Some(BEGIN + 9_400) });
     });
+    // The lab was late, and an end is read later still; but not that late.
+    let late = |evidence: &mut Evidence, until: Ms| {
+        evidence.stall_ms = 1_000;
+        evidence.attempts.push(Attempt { at: BEGIN + 9_000, open_until: Some(until) });
+    };
+    check(&[], |evidence| late(evidence, BEGIN + 10_400));
+    check(&["eleventh socket"], |evidence| late(evidence, BEGIN + 10_600));
     // Each gateway goes by its own count while Redis is away, and until all have settled, but no longer.
     let redis_away = |evidence: &mut Evidence, over: Ms| {
         eleventh(evidence);
