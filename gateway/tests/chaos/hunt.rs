@@ -98,18 +98,18 @@ impl Chase {
     }
 
     /// A run is over.
-    fn heard(&mut self, job: Job, outcome: Option<Outcome>, waiting: &mut VecDeque<Job>) {
-        let proves = outcome.as_ref().is_some_and(|outcome| outcome.verdict.void.is_empty());
-        self.tell(&job, outcome.as_ref());
+    fn heard(&mut self, job: Job, outcome: Option<&Outcome>, waiting: &mut VecDeque<Job>) {
+        let proves = outcome.is_some_and(|outcome| outcome.verdict.void.is_empty());
+        self.tell(&job, outcome);
         if !proves && job.tries < TRIES_MAX {
             waiting.push_back(job.again());
         } else if let Some(at) = QUARRIES.iter().position(|quarry| Some(quarry.bug) == job.conditions.bug) {
-            self.hunted(at, job.seed, outcome.as_ref(), waiting);
+            self.hunted(at, job.seed, outcome, waiting);
         } else {
-            if let Some(outcome) = outcome.as_ref().filter(|outcome| !outcome.verdict.violations.is_empty()) {
+            if let Some(outcome) = outcome.filter(|outcome| !outcome.verdict.violations.is_empty()) {
                 keep(&format!("planted-none-{}", job.seed), outcome);
             }
-            self.without.insert(job.seed, Some(shown_without_a_bug(outcome.as_ref())));
+            self.without.insert(job.seed, Some(shown_without_a_bug(outcome)));
         }
         if self.begun.elapsed() > WITHIN {
             waiting.clear();
@@ -192,7 +192,7 @@ fn all_planted_bugs_are_found() {
     let mut chase = Chase::begin();
     let first = QUARRIES.iter().enumerate().map(|(at, quarry)| chase.hunt(at, quarry.seed)).collect();
     let jobs = number("JOBS").map_or(JOBS, |jobs| usize::try_from(jobs).expect("a small number"));
-    pool(jobs, first, |job, outcome, waiting| chase.heard(job, outcome, waiting));
+    pool(jobs, first, |job, outcome, waiting| chase.heard(job, outcome.as_ref(), waiting));
     let (table, all) = chase.table();
     report::write("chaos-planted.txt", &table);
     eprintln!("{table}");

@@ -75,7 +75,7 @@ fn lab() {
     let (begun, mut summary) = (Instant::now(), Summary::begin(options.earlier));
     let server = redis_server::name();
     let conditions = Conditions::default();
-    let failed = runs(options, conditions, |seed, outcome| {
+    let failed = runs(&options, conditions, |seed, outcome| {
         eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
         summary.add(outcome.map_or_else(|| Record::unfinished(seed, &server), |outcome| Record::of(outcome, &server)));
         if let Some(outcome) = outcome
@@ -97,7 +97,7 @@ fn unfinished(seed: u64) -> String {
 /// that have begun when one fails are seen to their end. One that is void (a fault had no effect that could be seen, or
 /// the machine was so busy that the lab itself was late) is listed as such and made again; it fails when that does not
 /// help.
-fn runs(options: Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
+fn runs(options: &Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
     let mut failed = Vec::new();
     let jobs = options.seeds.iter().map(|seed| Job::first(*seed, options.topology, conditions)).collect();
     pool(options.jobs, jobs, |job, outcome, waiting| {
