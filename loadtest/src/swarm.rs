@@ -339,8 +339,9 @@ impl Swarm {
         let refuses_pings = self.shared.answer_pings == YesNo::No;
         let expected = match &end {
             End::Closed(1000, _) if socket.is_leaving() => Expected::Yes,
-            // It answers no pings any more, and the server may not have read its goodbye yet.
-            End::Closed(NO_PONG, _) if socket.is_leaving() => Expected::Yes,
+            // It answers no pings any more, and the server may not have read its goodbye yet. Nor does who has yet to
+            // say it when all are told to leave: a million goodbyes go before its answer.
+            End::Closed(NO_PONG, _) if socket.is_leaving() || self.leaving => Expected::Yes,
             End::Closed(code, _) if refuses_pings && *code == NO_PONG => Expected::Yes,
             // A server may close who does not read.
             End::Closed(..) | End::Lost(_) if socket.reader == Reader::Slow => Expected::Yes,

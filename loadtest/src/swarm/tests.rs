@@ -195,6 +195,19 @@ fn who_has_said_goodbye_says_nothing_more() {
     assert_eq!(swarm.shared.tally.findings, BTreeMap::new());
 }
 
+// A million goodbyes take half a minute; 244 clients were closed before it was their turn, and the server was blamed.
+#[test]
+fn who_is_closed_for_silence_while_all_leave_did_not_lose_its_socket() {
+    let (mut swarm, stream) = one_that_waits();
+    swarm.leaving = true;
+    let mut close = Vec::new();
+    frame::write_unmasked(&mut close, Opcode::Close, &4408u16.to_be_bytes());
+    let mut server = &stream;
+    server.write_all(&[SWITCHING.as_bytes(), &close].concat()).expect("the client reads");
+    swarm.serve_until(Instant::now() + OPEN_WITHIN, |swarm| swarm.alive == 0).expect("a poll");
+    assert_eq!((swarm.shared.tally.expected_closes, &swarm.shared.tally.closed), (1, &BTreeMap::new()));
+}
+
 // It would never see the `init` that it is entitled to, and the server would be blamed.
 #[test]
 fn a_life_does_not_end_before_it_has_begun() {
