@@ -1,5 +1,6 @@
 //! `make chaos`: many runs, several at a time, until one is violated.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::thread;
@@ -12,6 +13,7 @@ use crate::plan::{Plan, Topology};
 use crate::report::{self, Earlier, Record, Summary};
 use crate::run::{Conditions, Outcome, run};
 use crate::support::redis_server;
+use crate::topology::ServersUnwilling;
 
 /// Fresh seeds of one call.
 const RUNS: u64 = 20;
@@ -76,35 +78,64 @@ fn lab() {
     let server = redis_server::name();
     let conditions = Conditions::default();
     let failed = runs(&options, conditions, |seed, outcome| {
-        eprintln!("[{} s] {}", begun.elapsed().as_secs(), outcome.map_or_else(|| unfinished(seed), report::table));
-        summary.add(outcome.map_or_else(|| Record::unfinished(seed, &server), |outcome| Record::of(outcome, &server)));
-        if let Some(outcome) = outcome
+        let table = outcome.map_or_else(|unfinished| unfinished.told_of(seed), report::table);
+        eprintln!("[{} s] {table}", begun.elapsed().as_secs());
+        summary.add(match outcome {
+            Ok(outcome) => Record::of(outcome, &server),
+            Err(Unfinished::Panicked) => Record::unfinished(seed, &server),
+            Err(Unfinished::ServersUnwilling(why)) => Record::void(seed, &server, why),
+        });
+        if let Ok(outcome) = outcome
             && !outcome.verdict.violations.is_empty()
         {
             let what = format!("{:#?}\n{:#?}", outcome.plan, outcome.evidence);
-            report::keep(&format!("chaos-{seed}"), &what, &report::table(outcome), &outcome.logs);
+            report::keep(&format!("chaos-{seed}"), &what, &table, &outcome.logs);
         }
     });
     eprintln!("{}", summary.table());
     assert!(failed.is_empty(), "violations; replay with: make chaos SEED={}", failed[0]);
 }
 
-fn unfinished(seed: u64) -> String {
-    format!("seed {seed}: the run did not come to its end\n")
+/// Why a run has no outcome.
+#[derive(Debug, Clone)]
+pub(crate) enum Unfinished {
+    /// Redis did not come to be what it had to be before the run could go on.
+    ServersUnwilling(String),
+    /// Something else was wrong, with the gateways or with the lab; or it was stopped.
+    Panicked,
+}
+
+impl Unfinished {
+    fn of(panic: &(dyn Any + Send)) -> Self {
+        let why = panic.downcast_ref::<ServersUnwilling>();
+        why.map_or(Self::Panicked, |ServersUnwilling(why)| Self::ServersUnwilling(why.clone()))
+    }
+
+    fn told_of(&self, seed: u64) -> String {
+        match self {
+            Self::ServersUnwilling(why) => format!("seed {seed}: void, its servers did not get ready: {why}\n"),
+            Self::Panicked => format!("seed {seed}: the run did not come to its end\n"),
+        }
+    }
 }
 
 /// Runs these, tells of each when it is over (or has failed to come to its end), and gives the seeds that failed. Runs
-/// that have begun when one fails are seen to their end. One that is void (a fault had no effect that could be seen, or
-/// the machine was so busy that the lab itself was late) is listed as such and made again; it fails when that does not
-/// help.
-fn runs(options: &Options, conditions: Conditions, mut tell: impl FnMut(u64, Option<&Outcome>)) -> Vec<u64> {
+/// that have begun when one fails are seen to their end. One that is void (a fault had no effect that could be seen, Redis
+/// itself did not recover, or the machine was so busy that the lab itself was late) is listed as such and made again; it
+/// fails when that does not help.
+fn runs(
+    options: &Options,
+    conditions: Conditions,
+    mut tell: impl FnMut(u64, Result<&Outcome, &Unfinished>),
+) -> Vec<u64> {
     let mut failed = Vec::new();
     let jobs = options.seeds.iter().map(|seed| Job::first(*seed, options.topology, conditions)).collect();
     pool(options.jobs, jobs, |job, outcome, waiting| {
         tell(job.seed, outcome.as_ref());
         match outcome.map(|outcome| outcome.verdict) {
-            Some(verdict) if verdict.violations.is_empty() && verdict.void.is_empty() => {}
-            Some(verdict) if verdict.violations.is_empty() && job.tries < TRIES_MAX => waiting.push_back(job.again()),
+            Ok(verdict) if verdict.violations.is_empty() && verdict.void.is_empty() => {}
+            Ok(verdict) if verdict.violations.is_empty() && job.tries < TRIES_MAX => waiting.push_back(job.again()),
+            Err(Unfinished::ServersUnwilling(_)) if job.tries < TRIES_MAX => waiting.push_back(job.again()),
             // A run that cannot be made, or did not come to its end, has shown nothing.
             _ => failed.push(job.seed),
         }
@@ -137,12 +168,12 @@ impl Job {
     }
 }
 
-/// Makes these runs, so many at a time, and tells of each with what waits, which may be changed. None: it did not come to
-/// its end. Those that are stopped are not told of.
+/// Makes these runs, so many at a time, and tells of each with what waits, which may be changed. Those that are stopped
+/// are not told of.
 pub(crate) fn pool(
     jobs: usize,
     mut waiting: VecDeque<Job>,
-    mut tell: impl FnMut(Job, Option<Outcome>, &mut VecDeque<Job>),
+    mut tell: impl FnMut(Job, Result<Outcome, Unfinished>, &mut VecDeque<Job>),
 ) {
     let (finished, results) = mpsc::sync_channel(jobs);
     let mut running = 0;
@@ -159,7 +190,9 @@ pub(crate) fn pool(
             // A thread of its own for each: its children die with it, and a panic is one run's.
             thread::spawn(move || {
                 let alone = job.clone();
-                let outcome = thread::spawn(move || alone.make()).join().ok().flatten();
+                let made = thread::spawn(move || alone.make()).join();
+                let outcome =
+                    made.map_err(|panic| Unfinished::of(&*panic)).and_then(|made| made.ok_or(Unfinished::Panicked));
                 let _ = finished.send((job, outcome));
             });
         }
@@ -181,4 +214,13 @@ impl Job {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(self.stop.run_until_cancelled(run(plan, self.conditions)))
     }
+}
+
+#[test]
+fn only_what_redis_did_not_do_is_no_finding() {
+    let why = |panic: Box<dyn FnOnce() + Send>| Unfinished::of(&*thread::spawn(panic).join().expect_err("it panics"));
+    let unwilling = why(Box::new(|| std::panic::panic_any(ServersUnwilling("no election".to_owned()))));
+    assert!(matches!(unwilling, Unfinished::ServersUnwilling(told) if told == "no election"));
+    let other = why(Box::new(|| panic!("a gateway did not get ready")));
+    assert!(matches!(other, Unfinished::Panicked));
 }

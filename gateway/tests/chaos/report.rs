@@ -183,6 +183,15 @@ impl Record {
 impl Record {
     /// Of a run that did not come to its end: nothing is known but that.
     pub(crate) fn unfinished(seed: u64, server: &str) -> Self {
+        Self { violations: vec!["did not come to its end".to_owned()], ..Self::nothing(seed, server) }
+    }
+
+    /// Of a run that could not be made, or not to its end.
+    pub(crate) fn void(seed: u64, server: &str, why: &str) -> Self {
+        Self { void: vec![why.to_owned()], ..Self::nothing(seed, server) }
+    }
+
+    fn nothing(seed: u64, server: &str) -> Self {
         Self {
             seed,
             topology: "unknown".to_owned(),
@@ -206,7 +215,7 @@ impl Record {
             lost_by_redis: 0,
             lost_unannounced: 0,
             redone: 0,
-            violations: vec!["did not come to its end".to_owned()],
+            violations: Vec::new(),
             cut_short: None,
             void: Vec::new(),
         }
