@@ -7,8 +7,9 @@
 //!
 //! Where all places are taken, the next connection waits to be accepted ([`Gate::room`]), in the kernel's queue: when
 //! ten thousand clients of a dead node come at once, places come free by the hundred each millisecond, and whoever were
-//! dropped would only come again. But if none comes free for [`PATIENCE`], they are held by clients that do not finish;
-//! then newcomers are dropped at once until one does, so that a balancer can send them elsewhere.
+//! dropped would only come again. But if hardly any come free for [`PATIENCE`], they are held by clients that do not
+//! finish; then newcomers are dropped at once until one does, so that a balancer can send them elsewhere. Each place that
+//! comes free buys patience for a sixty-fourth of that, so places that are let go one by one do not hold the listener.
 //!
 //! Nor may they, beside the sockets, take the process's last descriptors: probes and the way to the backplane need
 //! some. So on a node that is nearly full there are fewer places.
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::identity::counted;
 use crate::metrics::Connect;
@@ -27,6 +29,8 @@ use crate::metrics::Connect;
 /// How long a place is waited for: long enough for a process that has to share its core with a hundred others to come
 /// round to those that hold the places.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// What of it a place that comes free gives back.
+const PATIENCE_OF_PLACE: Duration = Duration::from_micros(500_000 / 64);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ pub(super) struct Gate {
     freed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
     total: usize,
     /// Only peers with open connections: bounded by `total`.
@@ -46,6 +50,14 @@ struct Open {
     per_peer: HashMap<IpAddr, usize>,
     /// A place was waited for in vain, and none has come free since.
     stuck: bool,
+    /// How long places may be waited for from now on; at most [`PATIENCE`].
+    patience: Duration,
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        Self { total: 0, per_peer: HashMap::new(), stuck: false, patience: PATIENCE }
+    }
 }
 
 /// Whether a peer has a cap of its own.
@@ -86,10 +98,11 @@ impl Gate {
                 self.freed.notified().await;
             }
         };
-        if tokio::time::timeout(PATIENCE, freed).await.is_err() {
-            let mut open = self.open.lock();
-            open.stuck = open.total >= self.max;
-        }
+        let (patience, began) = (self.open.lock().patience, Instant::now());
+        let in_vain = tokio::time::timeout(patience, freed).await.is_err();
+        let mut open = self.open.lock();
+        open.patience = open.patience.saturating_sub(began.elapsed());
+        open.stuck = in_vain && open.total >= self.max;
     }
 
     fn is_worth_waiting(&self) -> bool {
@@ -139,6 +152,7 @@ impl Drop for Pass {
             self.gate.freed.notify_one();
         }
         open.total -= 1;
+        open.patience = PATIENCE.min(open.patience + PATIENCE_OF_PLACE);
         let Some(peer) = self.peer else { return };
         if let Some(of_peer) = open.per_peer.get_mut(&peer) {
             *of_peer -= 1;
@@ -192,7 +206,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_place_is_waited_for_while_places_come_free() {
         let gate = Gate::new(1, 1);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         gate.room().await;
         let pass = gate.enter(Peer::Exempt, ROOM).expect("room");
         let waiting = gate.room();
@@ -204,14 +218,49 @@ mod tests {
         assert_eq!(began.elapsed(), PATIENCE / 2);
         let pass = gate.enter(Peer::Exempt, ROOM).expect("room");
         gate.room().await;
-        assert_eq!(began.elapsed(), PATIENCE / 2 + PATIENCE, "in vain");
+        // A timer counts whole milliseconds.
+        let least = PATIENCE;
+        assert!((least..least + Duration::from_millis(2)).contains(&began.elapsed()), "in vain: {:?}", began.elapsed());
+        let (waited, began) = (began.elapsed(), Instant::now());
         gate.room().await;
-        assert_eq!(began.elapsed(), PATIENCE / 2 + PATIENCE, "not again");
+        assert_eq!(began.elapsed(), Duration::ZERO, "not again, after {waited:?}");
         assert_eq!(gate.enter(Peer::Exempt, ROOM).unwrap_err(), Connect::TooMany);
         drop(pass);
         let _pass = gate.enter(Peer::Exempt, ROOM).expect("room");
         gate.room().await;
-        assert_eq!(began.elapsed(), PATIENCE / 2 + 2 * PATIENCE, "worth waiting again");
+        assert!(began.elapsed() >= PATIENCE_OF_PLACE, "worth waiting again");
+    }
+
+    // Four thousand connections that are held, and let go one after the other, made the listener wait half a second for
+    // each: newcomers hung in the kernel's queue instead of going elsewhere.
+    #[tokio::test(start_paused = true)]
+    async fn places_that_come_free_one_by_one_do_not_hold_the_listener() {
+        let gate = Gate::new(2, 2);
+        let mut held =
+            std::collections::VecDeque::from([(); 2].map(|()| gate.enter(Peer::Exempt, ROOM).expect("room")));
+        let drip = async {
+            for _ in 0..20 {
+                tokio::time::sleep(PATIENCE * 9 / 10).await;
+                held.pop_front();
+                held.push_back(gate.enter(Peer::Exempt, ROOM).expect("room"));
+            }
+        };
+        let waits = async {
+            let (mut waited, mut dropped) = (Duration::ZERO, 0);
+            loop {
+                let began = Instant::now();
+                gate.room().await;
+                waited += began.elapsed();
+                dropped += u32::from(gate.open.lock().stuck);
+                // The next comes ten milliseconds later.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                if dropped > 500 {
+                    return waited;
+                }
+            }
+        };
+        let (waited, ()) = tokio::join!(waits, drip);
+        assert!(waited < 2 * PATIENCE, "{waited:?}");
     }
 
     #[test]

@@ -149,9 +149,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Whether no frame waits.
+    /// Whether nothing waits to be written: no frame, nor the state and the gap that are made when there is room for them.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.missed.is_none()
     }
 
     /// The cost of what waits, in bytes.

@@ -91,6 +91,25 @@ fn an_overflow_discards_what_may_go_and_keeps_the_rest() {
     assert_eq!(outbox.bytes(), 0);
 }
 
+// Inv. GAP: a socket whose kernel was full just behind a whole frame was taken for one that has nothing to write, heard
+// nothing more, and was closed with 4408 when it did not answer the ping that it never got. The failure lab found it.
+#[test]
+fn who_is_owed_a_state_is_not_done_when_the_kernel_is_full_between_frames() {
+    let mut outbox = Outbox::default();
+    let (bytes, content) = event(1);
+    let half = bytes.slice(3..);
+    let room = half.len();
+    outbox.push_half(half, content);
+    assert_eq!(push_event(&mut outbox, 2, 0), Loss { events: 1, overflows: 1 });
+    let mut kernel = Kernel { took: bytes[..3].to_vec(), ..Kernel::default() };
+    let flushed = flush(&mut outbox, &mut kernel, room, || resync(2));
+    assert_eq!((flushed.done, outbox.is_empty()), (false, false), "it waits for the kernel");
+    let flushed = flush(&mut outbox, &mut kernel, 1000, || resync(3));
+    assert_eq!((flushed.done, outbox.is_empty()), (true, true));
+    let gap = encode_gap(Some(id(1)), Some(id(3)));
+    assert_eq!(kernel.texts(), ["event 1", "init", &gap]);
+}
+
 // Inv. ORDER: a client that is not let in yet has no use for a newer state.
 #[test]
 fn an_answer_leaves_before_anything_and_whatever_overflows() {
