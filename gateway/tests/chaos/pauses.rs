@@ -187,6 +187,7 @@ fn demands(pauses: usize) -> Demands {
         events_per_second: 5,
         faults: pauses,
         refused: 0,
+        refused_undisturbed: 0,
         rounds: 0,
     }
 }
@@ -245,7 +246,7 @@ async fn pause(
     };
     let what = format!("ticker stopped: {}", moment.name());
     let (part, over) = (Part::Gateway, stage.now());
-    let fault = FaultLog { kind: moment.name(), what, part, loses: false, confirmed, begun, good, over };
+    let fault = FaultLog { kind: moment.name(), what, part, cut_off: 1, loses: false, confirmed, begun, good, over };
     Pause { moment, node: fleet.node(ticker), fault, refused: way.refused() - refused_before }
 }
 
@@ -394,7 +395,7 @@ fn pauses() {
         let finished = finished.clone();
         thread::spawn(move || {
             thread::sleep(STAGGER * u32::try_from(seed).expect("few"));
-            let _ = finished.send(shown_by(seed, moments, AWAY));
+            let _ = finished.send(shown_by(seed, &moments, AWAY));
         });
     }
     drop(finished);
@@ -421,9 +422,9 @@ fn pauses() {
 }
 
 /// A cluster that has lived through these pauses and has shown that all is well; or what was wrong.
-fn shown_by(seed: u64, moments: Vec<Moment>, away: Duration) -> Result<Trial, String> {
+fn shown_by(seed: u64, moments: &[Moment], away: Duration) -> Result<Trial, String> {
     let make = || {
-        let moments = moments.clone();
+        let moments = moments.to_vec();
         alone(async move || trial(seed, &moments, away).await)
     };
     proven(make, |trial: &Trial| &trial.verdict, table)
@@ -433,7 +434,7 @@ fn shown_by(seed: u64, moments: Vec<Moment>, away: Duration) -> Result<Trial, St
 const SHORT: Duration = Duration::from_secs(5);
 
 fn short(seed: u64, moment: Moment) {
-    let trial = shown_by(seed, vec![moment], SHORT).unwrap_or_else(|what| panic!("{what}"));
+    let trial = shown_by(seed, &[moment], SHORT).unwrap_or_else(|what| panic!("{what}"));
     let confirmed = trial.pauses.iter().all(|pause| !pause.fault.confirmed.is_empty());
     assert!(confirmed, "{}", table(&trial));
 }

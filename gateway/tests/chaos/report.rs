@@ -56,7 +56,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let _ = writeln!(
         text,
         "  events: {} offered, {} accepted, {} lost by redis ({} unannounced), {} redone · delivered {} · gaps {} for {} events ({} of slow readers, \
-         {} overflows) · closes {} · eleventh refused {} · {} rounds of the busy address",
+         {} overflows) · closes {} · eleventh refused {} ({} undisturbed) · {} rounds of the busy address",
         verdict.offered,
         verdict.accepted,
         verdict.lost_by_redis,
@@ -69,6 +69,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
         verdict.overflows,
         verdict.closes,
         had.refused,
+        had.refused_undisturbed,
         had.rounds,
     );
     for violation in &verdict.violations {
@@ -206,6 +207,7 @@ impl Record {
                 events_per_second: 0,
                 faults: 0,
                 refused: 0,
+                refused_undisturbed: 0,
                 rounds: 0,
             },
             faults: Vec::new(),
@@ -321,7 +323,7 @@ impl Summary {
         let least_had = |of: &dyn Fn(&Demands) -> usize| whole().map(|record| of(&record.had)).min().unwrap_or(0);
         format!(
             "each run had at least: {} gateways, {} clients, {} with ids, {} slow, {} events/s, {} confirmed faults, {} eleventh \
-             sockets refused\nruns: {}; the lab was late by at most {} ms\n",
+             sockets refused ({} while nothing was disturbed)\nruns: {}; the lab was late by at most {} ms\n",
             least_had(&|had| had.gateways),
             least_had(&|had| had.clients),
             least_had(&|had| had.with_ids),
@@ -329,6 +331,7 @@ impl Summary {
             least(&|record| record.had.events_per_second),
             least_had(&|had| had.faults),
             least_had(&|had| had.refused),
+            least_had(&|had| had.refused_undisturbed),
             topologies.join(", "),
             self.valid().map(|record| record.stall_ms).max().unwrap_or(0),
         )

@@ -59,6 +59,7 @@ fn good_run() -> Evidence {
             kind: "test",
             what: "a test".to_owned(),
             part: Part::Gateway,
+            cut_off: 3,
             loses: false,
             confirmed: "seen".to_owned(),
             begun,

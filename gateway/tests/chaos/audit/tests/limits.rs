@@ -1,6 +1,8 @@
 //! The cap, sockets that end, times to heal, and runs that prove nothing.
 
 use super::*;
+use crate::run::ms;
+use crate::viewer::ATTEMPT_HELD;
 
 // Inv. CAP
 #[test]
@@ -23,11 +25,56 @@ fn an_eleventh_socket_is_found() {
     // Each gateway goes by its own count while Redis is away, and until all have settled, but no longer.
     let redis_away = |evidence: &mut Evidence, over: Ms| {
         eleventh(evidence);
-        (evidence.faults[2].part, evidence.faults[2].over) = (Part::Redis, over);
+        let fault = &mut evidence.faults[2];
+        (fault.part, fault.begun, fault.good, fault.over) = (Part::Redis, over - 1_500, over - 1_500, over);
     };
     check(&[], |evidence| redis_away(evidence, BEGIN + 7_500));
     check(&["eleventh socket"], |evidence| redis_away(evidence, BEGIN + 5_000));
+    // However long the lab looked on: from when Redis was there again.
+    check(&["eleventh socket"], |evidence| {
+        redis_away(evidence, BEGIN + 3_500);
+        evidence.faults[2].over = BEGIN + 9_500;
+    });
     check(&["too small a run"], |evidence| evidence.attempts.clear());
+}
+
+// Inv. CAP: whatever the lab was late by in a run that counts, an eleventh socket that is granted and held can be found.
+#[test]
+fn an_eleventh_socket_is_found_in_the_latest_lab_that_counts() {
+    let verdict = check(&["eleventh socket"], |evidence| {
+        evidence.stall_ms = 1_500;
+        let open_until = Some(BEGIN + 9_000 + ms(ATTEMPT_HELD));
+        evidence.attempts.push(Attempt { at: BEGIN + 9_000, open_until });
+    });
+    assert!(verdict.void.is_empty(), "{:?}", verdict.void);
+}
+
+// Inv. CAP: who has lost Redis goes by its own count, and nobody else.
+#[test]
+fn only_who_was_cut_off_goes_by_its_own_count() {
+    // Beside the ten.
+    let more = |evidence: &mut Evidence, cut_off: usize, more: usize| {
+        let (at, open_until) = (BEGIN + 6_500, Some(BEGIN + 7_900));
+        (evidence.faults[2].part, evidence.faults[2].cut_off) = (Part::Redis, cut_off);
+        evidence.attempts.extend(vec![Attempt { at, open_until }; more]);
+    };
+    check(&[], |evidence| more(evidence, 1, 10));
+    check(&["eleventh socket"], |evidence| more(evidence, 1, 11));
+    check(&[], |evidence| more(evidence, 3, 20));
+    check(&["eleventh socket"], |evidence| more(evidence, 3, 21));
+}
+
+// Inv. CAP
+#[test]
+fn a_cap_that_was_only_seen_to_hold_in_disturbed_times_proves_nothing() {
+    let refused = |at: Ms| {
+        check(&[], |evidence| {
+            (evidence.faults[1].part, evidence.attempts[0].at) = (Part::Redis, at);
+        })
+    };
+    let during = refused(BEGIN + 4_500);
+    assert_eq!((during.void.len(), during.had.map(|had| (had.refused, had.refused_undisturbed))), (1, Some((1, 0))));
+    assert_eq!(refused(BEGIN + 3_000).void.len(), 0);
 }
 
 #[test]
