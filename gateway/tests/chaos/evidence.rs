@@ -188,8 +188,8 @@ pub(crate) enum What {
         /// The last id that it will not get.
         to: Option<String>,
     },
-    /// `ping`.
-    Ping,
+    /// `ping`, and when it says that it was sent; whole seconds.
+    Ping(Ms),
     /// Something that nobody published.
     Stranger(String),
 }

@@ -191,16 +191,20 @@ impl Heard {
             Some("realtime_update") => shown(data).map(What::Update),
             Some("new_event") => number(data).map(What::Event),
             Some("gap") => Some(What::Gap { from: word(&json["from"]), to: word(&json["to"]) }),
-            Some("ping") => Some(What::Ping),
+            Some("ping") => time(&json).map(What::Ping),
             _ => None,
         };
         Self { at, id: word(&json["id"]), what: what.unwrap_or_else(|| What::Stranger(text.to_owned())) }
     }
 }
 
+fn time(of: &Value) -> Option<u64> {
+    Some(Timestamp::parse(of["timestamp"].as_str()?).ok()?.unix_seconds() * 1_000)
+}
+
 fn shown(data: &Value) -> Option<Shown> {
-    let counted = Timestamp::parse(data["timestamp"].as_str()?).ok()?.unix_seconds() * 1_000;
-    Some(Shown { visitors: data["active_visitors"].as_u64()?, counted, stale: data["stale"] == true })
+    let visitors = data["active_visitors"].as_u64()?;
+    Some(Shown { visitors, counted: time(data)?, stale: data["stale"] == true })
 }
 
 fn number(data: &Value) -> Option<u32> {
@@ -312,7 +316,7 @@ mod tests {
         assert_eq!(sent_at(event, 17), 1_234);
         let gap = What::Gap { from: Some("1-0-ab".to_owned()), to: None };
         check(r#"{"type":"gap","from":"1-0-ab","to":null}"#, None, gap);
-        check(r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#, None, What::Ping);
+        check(r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#, None, What::Ping(1_765_189_830_000));
         let foreign = r#"{"type":"new_event","data":{"page_url":"/cv"}}"#;
         check(foreign, None, What::Stranger(foreign.to_owned()));
     }

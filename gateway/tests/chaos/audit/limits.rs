@@ -9,6 +9,10 @@ use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Round
 const STALL_MAX_MS: Ms = 1_500;
 /// A `ping` is due within a second after its time (docs/PROTOCOL.md); one that waits for a snapshot to ride with, a bit later.
 const PING_GRACE_MS: Ms = 1_500;
+/// A socket whose ping is not answered within this is closed (docs/PROTOCOL.md). Pings tell whole seconds and may leave a bit
+/// before their time, to ride with a snapshot.
+const PONG_TIMEOUT_MS: Ms = 10_000;
+const PONG_GRACE_MS: Ms = 500;
 /// A socket that is over the cap for less than this, and what the lab was late by, may be one whose end has not been read
 /// yet; or one of a gateway that had no answer of Redis in time, on a busy machine, and takes back what it has admitted.
 const OVERLAP_MS: Ms = 500;
@@ -94,7 +98,7 @@ fn events_per_second(evidence: &Evidence) -> u64 {
     offered * 1_000 / (last - first).saturating_sub(faulty).max(1)
 }
 
-/// A prompt client's socket ends with its gateway, or when it leaves; the crowded address's also for the cap, while and
+/// A client's socket ends with its gateway, or when it leaves; a slow reader's also where it really was silent; the crowded address's also for the cap, while and
 /// right after each gateway had to go by its own count.
 fn check_closes(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     let unsettled = unsettled(evidence, bounds);
@@ -111,7 +115,7 @@ fn check_closes(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
         // and takes that back when it has the answer.
         let preliminary = session.closed < session.opened + SETTLED_MS;
         let over_cap = session.crowded && session.end == Ending::Closed(1013) && (disturbed || preliminary);
-        if session.pace == Pace::Prompt && !of_its_gateway && !over_cap {
+        if !of_its_gateway && !over_cap && !answered_too_late(evidence, session) {
             let what = format!(
                 "client {} on gateway {} was closed at {}: {:?}",
                 session.client, session.node, session.closed, session.end
@@ -121,11 +125,30 @@ fn check_closes(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     }
 }
 
+/// Whether it is a slow reader that did not answer a ping in time. To read slowly costs events, and never the socket; but
+/// its pauses are short and nevertheless a ping may wait in the kernel's buffers for longer, behind all that was not read.
+fn answered_too_late(evidence: &Evidence, session: &Session) -> bool {
+    let late = |sent: Ms, read: Ms| read + PONG_GRACE_MS >= sent + PONG_TIMEOUT_MS;
+    let last = session.heard.iter().rev().find_map(|heard| match heard.what {
+        What::Ping(sent) => Some((sent, heard.at)),
+        _ => None,
+    });
+    session.pace == Pace::Slow
+        && match (session.end, last) {
+            // It reads everything that comes before the close frame, so also the ping that it is about.
+            (Ending::Closed(4408), last) => last.is_some_and(|(sent, read)| late(sent, read)),
+            // Nor did it read that the socket was closed: what it had not read by then was lost. One ping was, if need be.
+            (Ending::Broken, Some((sent, read))) => late(sent, read) || late(sent + evidence.ping_ms, session.closed),
+            (Ending::Broken, None) => late(session.opened, session.closed),
+            _ => false,
+        }
+}
+
 /// Heartbeats go on whatever fails: a client that hears none takes its connection for dead. What comes while a gateway
 /// is stopped waits; its sleep does not count.
 fn check_pings(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
     for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt) {
-        let pings = session.heard.iter().filter(|heard| heard.what == What::Ping).map(|heard| heard.at);
+        let pings = session.heard.iter().filter(|heard| matches!(heard.what, What::Ping(_))).map(|heard| heard.at);
         let times: Vec<Ms> = [session.opened].into_iter().chain(pings).chain([session.closed]).collect();
         for pair in times.windows(2) {
             let asleep = evidence.nodes[session.node].asleep(pair[0], pair[1]);

@@ -80,7 +80,6 @@ fn a_cap_that_was_only_seen_to_hold_in_disturbed_times_proves_nothing() {
 #[test]
 fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
     check(&["healthy socket closed"], |evidence| evidence.sessions[20].end = Ending::Closed(1011));
-    check(&[], |evidence| evidence.sessions[1].end = Ending::Closed(4408));
     // Over the cap is a reason while and right after Redis was away, and for the crowded address alone.
     let over_cap = |evidence: &mut Evidence, client: usize, part: Part| {
         evidence.sessions[client].end = Ending::Closed(1013);
@@ -98,6 +97,38 @@ fn sockets_that_end_and_gateways_that_die_without_reason_are_found() {
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 4, Part::Gateway));
     check(&["healthy socket closed"], |evidence| over_cap(evidence, 20, Part::Redis));
     check(&["gateway died"], |evidence| evidence.nodes[1].ended_by_itself = true);
+}
+
+// Client 1 reads slowly: that costs events, and never the socket.
+#[test]
+fn a_slow_reader_that_is_closed_is_found_unless_it_was_silent_for_too_long() {
+    let closed = |evidence: &mut Evidence, ping: Option<(Ms, Ms)>, end: Ending| {
+        let session = &mut evidence.sessions[1];
+        session.end = end;
+        if let Some((sent, read)) = ping {
+            let place = session.heard.partition_point(|heard| heard.at <= read);
+            session.heard.insert(place, Heard { at: read, id: None, what: What::Ping(sent) });
+        }
+    };
+    let (no_pong, end) = (Ending::Closed(4408), BEGIN + 13_400);
+    // Nobody asked it, or it answered.
+    check(&["healthy socket closed"], |evidence| closed(evidence, None, no_pong));
+    check(&["healthy socket closed"], |evidence| closed(evidence, Some((BEGIN + 4_000, end)), no_pong));
+    check(&["healthy socket closed"], |evidence| closed(evidence, Some((BEGIN + 2_000, BEGIN + 11_000)), no_pong));
+    check(&[], |evidence| closed(evidence, Some((BEGIN + 3_000, end)), no_pong));
+    // The close frame itself was lost, with the ping.
+    check(&[], |evidence| closed(evidence, None, Ending::Broken));
+    check(&["healthy socket closed"], |evidence| {
+        closed(evidence, Some((BEGIN + 2_000, BEGIN + 2_005)), Ending::Broken)
+    });
+    // There is no other reason.
+    check(&["healthy socket closed"], |evidence| closed(evidence, Some((BEGIN + 3_000, end)), Ending::Closed(1011)));
+    // Who reads promptly has none at all.
+    check(&["healthy socket closed"], |evidence| {
+        closed(evidence, Some((BEGIN + 3_000, end)), no_pong);
+        evidence.sessions[1].pace = Pace::Prompt;
+        evidence.demands.slow = 0;
+    });
 }
 
 // Inv. CAP
@@ -125,7 +156,7 @@ fn a_client_that_hears_no_heartbeat_is_found() {
     let pings = |evidence: &mut Evidence| {
         evidence.ping_ms = 9_000;
         for session in &mut evidence.sessions {
-            session.heard.insert(30, Heard { at: BEGIN + 9_000, id: None, what: What::Ping });
+            session.heard.insert(30, Heard { at: BEGIN + 9_000, id: None, what: What::Ping(BEGIN + 9_000) });
         }
     };
     check(&[], pings);
