@@ -267,10 +267,16 @@ pub(crate) struct Round {
     pub(crate) from: Ms,
     /// …and had all its answers.
     pub(crate) to: Ms,
+    /// When it left.
+    pub(crate) left: Ms,
     /// Sockets that it got…
     pub(crate) granted: usize,
-    /// …and those that it did not get for the cap.
+    /// …of which so many ended before it left…
+    pub(crate) lost: usize,
+    /// …those that it did not get for the cap…
     pub(crate) refused: usize,
+    /// …and those that it did not get for any other reason, or no answer in time.
+    pub(crate) failed: usize,
 }
 
 /// An attempt to get one more socket for the crowded address.

@@ -17,6 +17,8 @@ use crate::evidence::{Demands, Ms, Node};
 use crate::run::Outcome;
 
 const RECORDS: &str = "chaos-runs.jsonl";
+/// Those of earlier calls that are not to be added to: two hundred runs are not made again for a replay.
+const PREVIOUS: &str = "chaos-runs.previous.jsonl";
 const SUMMARY: &str = "chaos-summary.txt";
 
 /// The table of one run.
@@ -231,6 +233,14 @@ pub(crate) enum Earlier {
     Forgotten,
 }
 
+/// Puts what is there to what was set aside before.
+fn set_aside(records: &Path, previous: &Path) {
+    let Ok(text) = fs::read(records) else { return };
+    let mut kept = OpenOptions::new().create(true).append(true).open(previous).expect("records are kept");
+    kept.write_all(&text).expect("records are kept");
+    fs::remove_file(records).expect("what is set aside is not counted again");
+}
+
 /// What all runs together have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
@@ -241,7 +251,7 @@ impl Summary {
     /// Before the first run.
     pub(crate) fn begin(earlier: Earlier) -> Self {
         if earlier == Earlier::Forgotten {
-            let _ = fs::remove_file(file(RECORDS));
+            set_aside(&file(RECORDS), &file(PREVIOUS));
         }
         let text = fs::read_to_string(file(RECORDS)).unwrap_or_default();
         let records = text.lines().map(|line| serde_json::from_str(line).expect("a record of this lab")).collect();
@@ -365,4 +375,19 @@ impl Summary {
         list("void and repeated", "; ", |record| &record.void);
         text
     }
+}
+
+#[test]
+fn records_that_are_set_aside_are_not_lost() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-records-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("the build directory can be written to");
+    let (records, previous) = (directory.join(RECORDS), directory.join(PREVIOUS));
+    set_aside(&records, &previous);
+    for text in ["one\ntwo\n", "three\n"] {
+        fs::write(&records, text).expect("written");
+        set_aside(&records, &previous);
+        assert!(!records.exists());
+    }
+    assert_eq!(fs::read_to_string(&previous).expect("kept"), "one\ntwo\nthree\n");
+    fs::remove_dir_all(&directory).expect("removed");
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Bounds, CROWD_BACK_MS, RECOVERY_MS, Verdict};
-use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, Pace, Part, Round, Session, What};
+use crate::evidence::{Demands, Ending, Evidence, FaultLog, Ms, NodeLog, Pace, Part, Round, Session, What};
 
 /// Where the lab itself was later than this, what it saw says too little of the gateways.
 const STALL_MAX_MS: Ms = 1_500;
@@ -173,7 +173,10 @@ fn check_healing(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
         if recovered.is_none_or(|after| after > RECOVERY_MS + bounds.slack_ms) {
             verdict.violation("not healed in time", format!("{}: {recovered:?} ms", fault.what));
         }
-        if crowd.is_none_or(|after| after > CROWD_BACK_MS + bounds.slack_ms) {
+        // Who waits for a place of a dead gateway's has to wait for its lease to run out.
+        let killed = |node: &NodeLog| node.killed.is_some_and(|at| (fault.begun..=fault.over).contains(&at));
+        let within = if evidence.nodes.iter().any(killed) { CROWD_BACK_MS } else { RECOVERY_MS };
+        if crowd.is_none_or(|after| after > within + bounds.slack_ms) {
             let what = format!("{}: sockets of one address were all live again after {crowd:?} ms", fault.what);
             verdict.violation("places leaked", what);
         }
@@ -253,22 +256,23 @@ fn check_cap(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
 /// Whoever has left gives his place back: who comes again finds as many as there were.
 // Inv. CAP
 fn check_rounds(evidence: &Evidence, bounds: Bounds, verdict: &mut Verdict) {
-    for round in undisturbed(evidence, bounds).filter(|round| round.refused > 0) {
-        let what = format!(
-            "an address that had no socket open was granted {} at {} and refused {}; {} may be",
-            round.granted, round.to, round.refused, evidence.cap
-        );
-        verdict.violation("places leaked", what);
+    for round in undisturbed(evidence, bounds) {
+        let what = format!("an address that had no socket open, and may have {}, got {round:?}", evidence.cap);
+        if round.refused > 0 || round.lost > 0 {
+            verdict.violation("places leaked", what);
+        } else if round.failed > 0 {
+            verdict.violation("turned away", what);
+        }
     }
 }
 
-/// Rounds of the busy address which had an answer to each of their questions, and since whose predecessors nothing was
-/// done that could have kept their places from being given back, or counted.
+/// Rounds of the busy address which asked for all places, and since whose predecessors, until they left, nothing was done
+/// that could have kept their places from being given back, or counted, or taken from them.
 fn undisturbed(evidence: &Evidence, bounds: Bounds) -> impl Iterator<Item = Round> {
     let disturbances = disturbances(evidence, bounds);
-    let quiet = move |pair: &&[Round]| !disturbed(&disturbances, pair[0].to, pair[1].to);
-    let answered = |round: &Round| round.granted + round.refused == evidence.cap;
-    evidence.rounds.windows(2).filter(quiet).map(|pair| pair[1]).filter(answered)
+    let quiet = move |pair: &&[Round]| !disturbed(&disturbances, pair[0].to, pair[1].left);
+    let asked = |round: &Round| round.granted + round.refused + round.failed == evidence.cap;
+    evidence.rounds.windows(2).filter(quiet).map(|pair| pair[1]).filter(asked)
 }
 
 /// When an address may be refused what it has given back: while the cap is each node's own affair, and until the lease of

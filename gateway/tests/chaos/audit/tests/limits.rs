@@ -138,6 +138,16 @@ fn a_place_that_is_not_given_back_is_found() {
         (evidence.rounds[2].granted, evidence.rounds[2].refused) = (9, 1);
     };
     check(&["places leaked"], leaked);
+    // So is one that was granted and taken back at once, unless its gateway was killed just then; and one that nobody
+    // granted for a reason that is none.
+    check(&["places leaked"], |evidence| evidence.rounds[2].lost = 1);
+    check(&[], |evidence| {
+        evidence.rounds[2].lost = 1;
+        evidence.nodes.push(NodeLog { killed: Some(evidence.rounds[2].to + 100), ..NodeLog::default() });
+    });
+    check(&["turned away"], |evidence| {
+        (evidence.rounds[2].granted, evidence.rounds[2].failed) = (9, 1);
+    });
     // A gateway that was killed holds its places until its lease has run out, and no longer.
     let killed = |evidence: &mut Evidence, at: Ms| {
         leaked(evidence);
@@ -199,9 +209,16 @@ fn what_heals_too_late_is_found() {
     };
     check(&["not healed in time"], |evidence| witness(evidence, None));
     check(&[], |evidence| witness(evidence, Some(BEGIN + 9_900)));
-    // Who waits for a place of a dead gateway's has to wait for its lease to run out.
-    check(&[], |evidence| dead_from(evidence, 4, BEGIN + 3_000));
-    check(&["places leaked"], |evidence| dead_from(evidence, 4, BEGIN + 1_500));
+    // Those who share an address heal like everybody, but where a gateway was killed: who waits for a place of its has to
+    // wait for its lease to run out, and no longer.
+    check(&["places leaked"], |evidence| dead_from(evidence, 4, BEGIN + 3_000));
+    let killed = |evidence: &mut Evidence, fault: usize, from: Ms| {
+        dead_from(evidence, 4, from);
+        evidence.nodes.push(NodeLog { killed: Some(evidence.faults[fault].begun), ..NodeLog::default() });
+    };
+    check(&[], |evidence| killed(evidence, 1, BEGIN + 3_000));
+    check(&["places leaked"], |evidence| killed(evidence, 2, BEGIN + 3_000));
+    check(&["places leaked"], |evidence| killed(evidence, 0, BEGIN + 1_500));
 }
 
 #[test]
