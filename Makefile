@@ -168,6 +168,7 @@ fmt-check: ## Is the Rust code formatted?
 .PHONY: clippy
 clippy: ## Lint the Rust code; a warning is an error
 	$(CARGO) clippy --locked --workspace --all-targets --features gateway/bench,loadtest/comparison,loadtest/uring -- -D warnings
+	$(CARGO) clippy --locked -p gateway --tests --features planted-bugs -- -D warnings
 
 .PHONY: docs-check
 docs-check: ## Are the code map, links and invariants of the documents true?

@@ -4,7 +4,7 @@
 //! gateways, 66 clients, some 70 events a second, and at least three faults, at the gateways and at Redis, which is run in
 //! one of four ways ([`topology`]). What clients saw is gathered ([`evidence`]) and judged by a checker that knows
 //! nothing of gateways ([`audit`]). `make chaos` runs fresh seeds, several at a time, since runs mostly wait; `SEED=`
-//! replays one. Four short runs with fixed seeds are part of every test run.
+//! replays one. Six short runs are part of every test run: one of each topology, two pauses ([`pauses`]).
 //!
 //! Invariants of the lab itself: a seed decides what is done; a fault whose effect was not seen from outside is a
 //! failure of the run; nothing that was started outlives it.
