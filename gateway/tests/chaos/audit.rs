@@ -16,6 +16,7 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::limits::EXCUSED_OVERLAP_MS;
 use crate::evidence::{Demands, Evidence, Ms};
 
 /// Beyond two intervals, a snapshot is stale (docs/PROTOCOL.md).

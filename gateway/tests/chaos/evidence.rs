@@ -71,6 +71,9 @@ pub(crate) struct Demands {
     pub(crate) faults: usize,
     /// Attempts of a socket over the cap that were refused.
     pub(crate) refused: usize,
+    /// Those of them that were refused while nothing that was done to the system could have excused a grant.
+    #[serde(default)]
+    pub(crate) refused_undisturbed: usize,
     /// Rounds of the busy address that nothing disturbed.
     #[serde(default)]
     pub(crate) rounds: usize,
@@ -87,6 +90,7 @@ impl Default for Demands {
             events_per_second: 50,
             faults: 3,
             refused: 1,
+            refused_undisturbed: 1,
             rounds: 1,
         }
     }
@@ -184,8 +188,8 @@ pub(crate) enum What {
         /// The last id that it will not get.
         to: Option<String>,
     },
-    /// `ping`.
-    Ping,
+    /// `ping`, and when it says that it was sent; whole seconds.
+    Ping(Ms),
     /// Something that nobody published.
     Stranger(String),
 }
@@ -242,6 +246,8 @@ pub(crate) struct FaultLog {
     pub(crate) what: String,
     /// Where.
     pub(crate) part: Part,
+    /// Gateways that could not reach Redis, at most: each may have gone by its own count.
+    pub(crate) cut_off: usize,
     /// Redis may have lost what it had acknowledged.
     pub(crate) loses: bool,
     /// How its effect was seen from outside.
@@ -261,10 +267,16 @@ pub(crate) struct Round {
     pub(crate) from: Ms,
     /// …and had all its answers.
     pub(crate) to: Ms,
+    /// When it left.
+    pub(crate) left: Ms,
     /// Sockets that it got…
     pub(crate) granted: usize,
-    /// …and those that it did not get for the cap.
+    /// …of which so many ended before it left…
+    pub(crate) lost: usize,
+    /// …those that it did not get for the cap…
     pub(crate) refused: usize,
+    /// …and those that it did not get for any other reason, or no answer in time.
+    pub(crate) failed: usize,
 }
 
 /// An attempt to get one more socket for the crowded address.

@@ -147,6 +147,11 @@ impl Fleet {
         good
     }
 
+    /// Gateways that run at a time.
+    pub(crate) fn size(&self) -> usize {
+        self.berths.len()
+    }
+
     /// The process that runs there now.
     pub(crate) fn node(&self, index: usize) -> Node {
         self.berths[index].node

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use gateway::clock::Clock;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Verdict;
 use crate::plan::{Plan, Topology};
 use crate::report::{self, Earlier, Record, Summary};
 use crate::run::{Conditions, Outcome, run};
@@ -119,6 +120,47 @@ impl Unfinished {
     }
 }
 
+/// What follows from a run, or from its failure to be one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// All promises were kept, and what was done to the system was real.
+    Well,
+    /// Neither that nor the contrary: it has to be made again.
+    Nothing,
+    /// A promise was broken; or the run did not come to its end, for which nobody but us can be blamed.
+    Wrong,
+}
+
+impl Shown {
+    fn by(verdict: Result<&Verdict, &Unfinished>) -> Self {
+        match verdict {
+            Ok(verdict) if !verdict.violations.is_empty() => Self::Wrong,
+            Ok(verdict) if verdict.void.is_empty() => Self::Well,
+            Ok(_) | Err(Unfinished::ServersUnwilling(_)) => Self::Nothing,
+            Err(Unfinished::Panicked) => Self::Wrong,
+        }
+    }
+}
+
+/// Makes one run until it has shown something, and at most [`TRIES_MAX`] times; what showed nothing is told. An error
+/// says what was wrong.
+pub(crate) fn proven<T>(
+    mut make: impl FnMut() -> Result<T, Unfinished>,
+    verdict: impl Fn(&T) -> &Verdict,
+    table: impl Fn(&T) -> String,
+) -> Result<T, String> {
+    for tries in 1..=TRIES_MAX {
+        let made = make();
+        let told = made.as_ref().map_or_else(|unfinished| format!("{unfinished:?}"), &table);
+        match (Shown::by(made.as_ref().map(&verdict)), made) {
+            (Shown::Well, Ok(made)) => return Ok(made),
+            (Shown::Nothing, _) => eprintln!("try {tries} of {TRIES_MAX} has shown nothing: {told}"),
+            _ => return Err(told),
+        }
+    }
+    Err(format!("{TRIES_MAX} tries have shown nothing"))
+}
+
 /// Runs these, tells of each when it is over (or has failed to come to its end), and gives the seeds that failed. Runs
 /// that have begun when one fails are seen to their end. One that is void (a fault had no effect that could be seen, Redis
 /// itself did not recover, or the machine was so busy that the lab itself was late) is listed as such and made again; it
@@ -132,12 +174,10 @@ fn runs(
     let jobs = options.seeds.iter().map(|seed| Job::first(*seed, options.topology, conditions)).collect();
     pool(options.jobs, jobs, |job, outcome, waiting| {
         tell(job.seed, outcome.as_ref());
-        match outcome.map(|outcome| outcome.verdict) {
-            Ok(verdict) if verdict.violations.is_empty() && verdict.void.is_empty() => {}
-            Ok(verdict) if verdict.violations.is_empty() && job.tries < TRIES_MAX => waiting.push_back(job.again()),
-            Err(Unfinished::ServersUnwilling(_)) if job.tries < TRIES_MAX => waiting.push_back(job.again()),
-            // A run that cannot be made, or did not come to its end, has shown nothing.
-            _ => failed.push(job.seed),
+        match Shown::by(outcome.as_ref().map(|outcome| &outcome.verdict)) {
+            Shown::Well => {}
+            Shown::Nothing if job.tries < TRIES_MAX => waiting.push_back(job.again()),
+            Shown::Nothing | Shown::Wrong => failed.push(job.seed),
         }
         if !failed.is_empty() && !options.keep_going {
             waiting.clear();
@@ -168,7 +208,7 @@ impl Job {
     }
 }
 
-/// Makes these runs, so many at a time, and tells of each with what waits, which may be changed. Those that are stopped
+/// Makes these runs, each on a thread of its own, so many at a time, and tells of each with what waits, which may be changed. Those that are stopped
 /// are not told of.
 pub(crate) fn pool(
     jobs: usize,
@@ -187,13 +227,12 @@ pub(crate) fn pool(
             }
             let finished = finished.clone();
             running += 1;
-            // A thread of its own for each: its children die with it, and a panic is one run's.
             thread::spawn(move || {
-                let alone = job.clone();
-                let made = thread::spawn(move || alone.make()).join();
-                let outcome =
-                    made.map_err(|panic| Unfinished::of(&*panic)).and_then(|made| made.ok_or(Unfinished::Panicked));
-                let _ = finished.send((job, outcome));
+                let Job { seed, topology, conditions, stop, .. } = job.clone();
+                let outcome = alone(async move || {
+                    stop.run_until_cancelled_owned(run(Plan::of(seed, topology), conditions)).await
+                });
+                let _ = finished.send((job, outcome.and_then(|made| made.ok_or(Unfinished::Panicked))));
             });
         }
         if running == 0 {
@@ -207,13 +246,13 @@ pub(crate) fn pool(
     }
 }
 
-impl Job {
-    /// Makes the run, on this thread. None when it was stopped; its processes end with it.
-    fn make(self) -> Option<Outcome> {
-        let plan = Plan::of(self.seed, self.topology);
+/// Makes a run on a thread of its own: a panic is that run's, and its processes end with it.
+pub(crate) fn alone<T: Send + 'static>(make: impl AsyncFnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
+    let made = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(self.stop.run_until_cancelled(run(plan, self.conditions)))
-    }
+        runtime.expect("a runtime").block_on(make())
+    });
+    made.join().map_err(|panic| Unfinished::of(&*panic))
 }
 
 #[test]
@@ -223,4 +262,31 @@ fn only_what_redis_did_not_do_is_no_finding() {
     assert!(matches!(unwilling, Unfinished::ServersUnwilling(told) if told == "no election"));
     let other = why(Box::new(|| panic!("a gateway did not get ready")));
     assert!(matches!(other, Unfinished::Panicked));
+}
+
+#[test]
+fn a_run_is_repeated_only_where_it_has_shown_nothing() {
+    let verdict = |violated: bool, void: bool| {
+        let mut verdict = Verdict::default();
+        if violated {
+            verdict.violation("test", String::new());
+        }
+        verdict.void.extend(void.then(|| "a fault had no effect".to_owned()));
+        Ok(verdict)
+    };
+    // What came of it, and how often it was made.
+    let proof = |made: Vec<Result<Verdict, Unfinished>>| {
+        let mut made = made.into_iter();
+        let proof = proven(|| made.next().expect("no more tries"), |verdict| verdict, |_| "told".to_owned());
+        (proof.is_ok(), made.len())
+    };
+    assert_eq!(proof(vec![verdict(false, false)]), (true, 0));
+    assert_eq!(proof(vec![verdict(false, true), verdict(false, true), verdict(false, false)]), (true, 0));
+    assert_eq!(proof((0..=TRIES_MAX).map(|_| verdict(false, true)).collect()), (false, 1), "void is not green");
+    // What was violated is not made good by another try, nor excused by what was void.
+    assert_eq!(proof(vec![verdict(true, false), verdict(false, false)]), (false, 1));
+    assert_eq!(proof(vec![verdict(true, true), verdict(false, false)]), (false, 1));
+    let unwilling = || Err(Unfinished::ServersUnwilling("no election".to_owned()));
+    assert_eq!(proof(vec![unwilling(), verdict(false, false)]), (true, 0));
+    assert_eq!(proof(vec![Err(Unfinished::Panicked), verdict(false, false)]), (false, 1));
 }

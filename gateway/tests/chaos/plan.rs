@@ -184,6 +184,13 @@ impl Plan {
     pub(crate) fn viewer(index: usize) -> (bool, bool) {
         (index.is_multiple_of(3), index % 10 == 9)
     }
+
+    /// Whether the viewer is one of those that share an address. They read promptly: whether they are there must not
+    /// depend on how they read.
+    pub(crate) fn crowded(index: usize) -> bool {
+        let (_, slow) = Self::viewer(index);
+        !slow && index < CROWD + 1
+    }
 }
 
 fn away(prng: &mut Prng, from_ms: u64, to_ms: u64) -> Duration {

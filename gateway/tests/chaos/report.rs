@@ -17,6 +17,8 @@ use crate::evidence::{Demands, Ms, Node};
 use crate::run::Outcome;
 
 const RECORDS: &str = "chaos-runs.jsonl";
+/// Those of earlier calls that are not to be added to: two hundred runs are not made again for a replay.
+const PREVIOUS: &str = "chaos-runs.previous.jsonl";
 const SUMMARY: &str = "chaos-summary.txt";
 
 /// The table of one run.
@@ -56,7 +58,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let _ = writeln!(
         text,
         "  events: {} offered, {} accepted, {} lost by redis ({} unannounced), {} redone · delivered {} · gaps {} for {} events ({} of slow readers, \
-         {} overflows) · closes {} · eleventh refused {} · {} rounds of the busy address",
+         {} overflows) · closes {} · eleventh refused {} ({} undisturbed) · {} rounds of the busy address",
         verdict.offered,
         verdict.accepted,
         verdict.lost_by_redis,
@@ -69,6 +71,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
         verdict.overflows,
         verdict.closes,
         had.refused,
+        had.refused_undisturbed,
         had.rounds,
     );
     for violation in &verdict.violations {
@@ -206,6 +209,7 @@ impl Record {
                 events_per_second: 0,
                 faults: 0,
                 refused: 0,
+                refused_undisturbed: 0,
                 rounds: 0,
             },
             faults: Vec::new(),
@@ -229,6 +233,14 @@ pub(crate) enum Earlier {
     Forgotten,
 }
 
+/// Puts what is there to what was set aside before.
+fn set_aside(records: &Path, previous: &Path) {
+    let Ok(text) = fs::read(records) else { return };
+    let mut kept = OpenOptions::new().create(true).append(true).open(previous).expect("records are kept");
+    kept.write_all(&text).expect("records are kept");
+    fs::remove_file(records).expect("what is set aside is not counted again");
+}
+
 /// What all runs together have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
@@ -239,7 +251,7 @@ impl Summary {
     /// Before the first run.
     pub(crate) fn begin(earlier: Earlier) -> Self {
         if earlier == Earlier::Forgotten {
-            let _ = fs::remove_file(file(RECORDS));
+            set_aside(&file(RECORDS), &file(PREVIOUS));
         }
         let text = fs::read_to_string(file(RECORDS)).unwrap_or_default();
         let records = text.lines().map(|line| serde_json::from_str(line).expect("a record of this lab")).collect();
@@ -321,7 +333,7 @@ impl Summary {
         let least_had = |of: &dyn Fn(&Demands) -> usize| whole().map(|record| of(&record.had)).min().unwrap_or(0);
         format!(
             "each run had at least: {} gateways, {} clients, {} with ids, {} slow, {} events/s, {} confirmed faults, {} eleventh \
-             sockets refused\nruns: {}; the lab was late by at most {} ms\n",
+             sockets refused ({} while nothing was disturbed)\nruns: {}; the lab was late by at most {} ms\n",
             least_had(&|had| had.gateways),
             least_had(&|had| had.clients),
             least_had(&|had| had.with_ids),
@@ -329,6 +341,7 @@ impl Summary {
             least(&|record| record.had.events_per_second),
             least_had(&|had| had.faults),
             least_had(&|had| had.refused),
+            least_had(&|had| had.refused_undisturbed),
             topologies.join(", "),
             self.valid().map(|record| record.stall_ms).max().unwrap_or(0),
         )
@@ -362,4 +375,19 @@ impl Summary {
         list("void and repeated", "; ", |record| &record.void);
         text
     }
+}
+
+#[test]
+fn records_that_are_set_aside_are_not_lost() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-records-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("the build directory can be written to");
+    let (records, previous) = (directory.join(RECORDS), directory.join(PREVIOUS));
+    set_aside(&records, &previous);
+    for text in ["one\ntwo\n", "three\n"] {
+        fs::write(&records, text).expect("written");
+        set_aside(&records, &previous);
+        assert!(!records.exists());
+    }
+    assert_eq!(fs::read_to_string(&previous).expect("kept"), "one\ntwo\nthree\n");
+    fs::remove_dir_all(&directory).expect("removed");
 }

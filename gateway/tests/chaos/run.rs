@@ -113,7 +113,6 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
 
     stage.no_more_events.cancel();
     evidence.published = cast.producers.join_all().await.into_iter().flatten().chain(extra.into_inner()).collect();
-    evidence.attempts = cast.intruder.join_all().await.into_iter().flatten().collect();
     let last = publish_last(&stage, &numbers, &backend.finder()).await;
     stage.hurry.cancel();
     if evidence.cut_short.is_none() {
@@ -130,6 +129,7 @@ pub(crate) async fn run(plan: Plan, conditions: Conditions) -> Outcome {
     evidence.ended = stage.now();
     stage.leave.cancel();
     evidence.sessions = cast.viewers.join_all().await.into_iter().flatten().collect();
+    evidence.attempts = cast.intruder.join_all().await.into_iter().flatten().collect();
     cast.busy.join_all().await;
     evidence.rounds = stage.rounds.lock().clone();
     evidence.stall_ms = cast.stalls.join_all().await.into_iter().max().unwrap_or(0);
@@ -156,8 +156,7 @@ fn enter(plan: &Plan, stage: &Arc<Stage>, numbers: &Arc<Numbers>, finder: &Arc<F
     for index in 0..VIEWERS {
         let (ids, slow) = Plan::viewer(index);
         let pace = if slow { Pace::Slow } else { Pace::Prompt };
-        // Those who share an address read promptly: whether they are there must not depend on how they read.
-        let crowded = !slow && index < CROWD + 1;
+        let crowded = Plan::crowded(index);
         let viewer = Viewer { index, visitor: index, ids, pace, crowded, resume, pinned: None, witness: false };
         cast.viewers.spawn(viewer.watch(Arc::clone(stage), prng.fork(1_000 + index as u64)));
     }
@@ -231,7 +230,12 @@ async fn suffer(
     }
     let Struck { begun, good, confirmed } = struck;
     let (kind, what) = (fault.kind(), format!("{fault:?}"));
-    let log = FaultLog { kind, what, part, loses: fault.loses(), confirmed, begun, good, over: stage.now() };
+    let cut_off = match (part, fault) {
+        // One that sleeps reaches nobody.
+        (Part::Gateway, _) | (_, Fault::PathBroken { whose: Some(_), .. }) => 1,
+        (Part::Redis, _) => fleet.size(),
+    };
+    let log = FaultLog { kind, what, part, cut_off, loses: fault.loses(), confirmed, begun, good, over: stage.now() };
     (log, prompt.and(crowd).is_some())
 }
 
@@ -265,7 +269,7 @@ fn all_see(stage: &Stage, after: Ms, who: Who) -> bool {
     let sees = |sight: &Sight| sight.at.is_some() && fresh(sight) && live(sight);
     let viewers = stage.sights.lock().iter().take(VIEWERS).enumerate().all(|(index, sight)| {
         let (_, slow) = Plan::viewer(index);
-        let crowded = !slow && index < CROWD + 1;
+        let crowded = Plan::crowded(index);
         let concerned = match who {
             Who::Prompt => !crowded,
             Who::Crowd => crowded,

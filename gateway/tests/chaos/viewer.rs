@@ -9,8 +9,11 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::audit::EXCUSED_OVERLAP_MS;
 use crate::evidence::{Attempt, Ending, Heard, Node, Pace, Session, Shown, What};
+use crate::plan::{Plan, VIEWERS};
 use crate::prng::Prng;
+use crate::run::until;
 use crate::stage::{Place, Sight, Stage};
 use crate::support::client::{Client, End, Incoming, Refusal, Upgrade};
 
@@ -23,11 +26,15 @@ const SLOW_BUFFER_BYTES: u32 = 2_048;
 /// For how long a slow reader does not read, and then reads.
 const PAUSE_MS: (u64, u64) = (2_000, 7_000);
 const READ_MS: (u64, u64) = (300, 1_500);
-/// From one attempt of an eleventh socket to the next, and how long the socket is held if it is granted.
+/// From one attempt of an eleventh socket to the next.
 const ATTEMPT_EVERY: Duration = Duration::from_millis(400);
+/// How long the socket is held if it is granted, at most: for longer than any run that proves something excuses one, or no
+/// run could report it. Who has taken a place that one of the ten wants gives it back sooner.
+pub(crate) const ATTEMPT_HELD: Duration = Duration::from_millis(2_500);
+const _: () = assert!(ATTEMPT_HELD.as_millis() > (EXCUSED_OVERLAP_MS + 300) as u128, "what is held could be found");
+const PLACE_HELD: Duration = Duration::from_millis(1_200);
 /// A gateway has its witness at most this long after it has started.
 const WITNESS_WITHIN: Duration = Duration::from_millis(20);
-const ATTEMPT_HELD: Duration = Duration::from_millis(1_200);
 
 /// Whether viewers name the last id that they have when they come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -184,16 +191,20 @@ impl Heard {
             Some("realtime_update") => shown(data).map(What::Update),
             Some("new_event") => number(data).map(What::Event),
             Some("gap") => Some(What::Gap { from: word(&json["from"]), to: word(&json["to"]) }),
-            Some("ping") => Some(What::Ping),
+            Some("ping") => time(&json).map(What::Ping),
             _ => None,
         };
         Self { at, id: word(&json["id"]), what: what.unwrap_or_else(|| What::Stranger(text.to_owned())) }
     }
 }
 
+fn time(of: &Value) -> Option<u64> {
+    Some(Timestamp::parse(of["timestamp"].as_str()?).ok()?.unix_seconds() * 1_000)
+}
+
 fn shown(data: &Value) -> Option<Shown> {
-    let counted = Timestamp::parse(data["timestamp"].as_str()?).ok()?.unix_seconds() * 1_000;
-    Some(Shown { visitors: data["active_visitors"].as_u64()?, counted, stale: data["stale"] == true })
+    let visitors = data["active_visitors"].as_u64()?;
+    Some(Shown { visitors, counted: time(data)?, stale: data["stale"] == true })
 }
 
 fn number(data: &Value) -> Option<u32> {
@@ -231,8 +242,8 @@ pub(crate) async fn witness(stage: Arc<Stage>, first_index: usize, prng: Prng) -
 pub(crate) async fn intrude(stage: Arc<Stage>, mut prng: Prng) -> Vec<Attempt> {
     let upgrade = Upgrade::query("visitor=viewer-0").header("X-Forwarded-For", CROWD_ADDRESS);
     let mut attempts = Vec::new();
-    while !stage.no_more_events.is_cancelled() {
-        sleep(ATTEMPT_EVERY).await;
+    while !stage.leave.is_cancelled() {
+        let _ = timeout(ATTEMPT_EVERY, stage.leave.cancelled()).await;
         let up = stage.up();
         if up.is_empty() {
             continue;
@@ -249,12 +260,31 @@ pub(crate) async fn intrude(stage: Arc<Stage>, mut prng: Prng) -> Vec<Attempt> {
     attempts
 }
 
+/// Whether the ten have a socket each: then any other is an eleventh.
+fn all_of_the_crowd_are_in(stage: &Stage) -> bool {
+    stage
+        .sights
+        .lock()
+        .iter()
+        .take(VIEWERS)
+        .enumerate()
+        .all(|(index, sight)| !Plan::crowded(index) || sight.at.is_some())
+}
+
 async fn hold(mut client: Client, stage: &Stage) -> Attempt {
     let at = stage.now();
     let reading = async { while !matches!(client.next().await, Incoming::End(_)) {} };
-    let held = timeout(ATTEMPT_HELD, reading).await;
+    let leaving = async {
+        sleep(PLACE_HELD).await;
+        until(ATTEMPT_HELD - PLACE_HELD, || !all_of_the_crowd_are_in(stage)).await;
+    };
+    let ended = tokio::select! {
+        () = reading => true,
+        () = leaving => false,
+        () = stage.leave.cancelled() => false,
+    };
     let open_until = Some(stage.now());
-    if held.is_err() {
+    if !ended {
         // Its place is free when the gateway has read this, and nobody here needs to wait for that.
         client.reset();
     }
@@ -286,7 +316,7 @@ mod tests {
         assert_eq!(sent_at(event, 17), 1_234);
         let gap = What::Gap { from: Some("1-0-ab".to_owned()), to: None };
         check(r#"{"type":"gap","from":"1-0-ab","to":null}"#, None, gap);
-        check(r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#, None, What::Ping);
+        check(r#"{"type":"ping","timestamp":"2025-12-08T10:30:30Z"}"#, None, What::Ping(1_765_189_830_000));
         let foreign = r#"{"type":"new_event","data":{"page_url":"/cv"}}"#;
         check(foreign, None, What::Stranger(foreign.to_owned()));
     }

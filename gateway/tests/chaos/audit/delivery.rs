@@ -271,7 +271,7 @@ fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut
             }
             What::Gap { .. } => verdict.gaps += 1,
             What::Event(_) => verdict.delivered += 1,
-            What::Init(_) | What::Update(_) | What::Ping => {}
+            What::Init(_) | What::Update(_) | What::Ping(_) => {}
         }
     }
 }

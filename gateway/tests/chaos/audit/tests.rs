@@ -59,6 +59,7 @@ fn good_run() -> Evidence {
             kind: "test",
             what: "a test".to_owned(),
             part: Part::Gateway,
+            cut_off: 3,
             loses: false,
             confirmed: "seen".to_owned(),
             begun,
@@ -68,7 +69,15 @@ fn good_run() -> Evidence {
     }
     evidence.attempts.push(Attempt { at: BEGIN + 3_000, open_until: None });
     for from in [BEGIN + 500, BEGIN + 9_500, BEGIN + 12_500] {
-        evidence.rounds.push(Round { from, to: from + 50, granted: 10, refused: 0 });
+        evidence.rounds.push(Round {
+            from,
+            to: from + 50,
+            left: from + 350,
+            granted: 10,
+            lost: 0,
+            refused: 0,
+            failed: 0,
+        });
     }
     evidence
 }
