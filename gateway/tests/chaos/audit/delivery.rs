@@ -12,7 +12,8 @@
 //! told to be missing is judged by the clients with ids on the same node.
 //!
 //! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
-//! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has.
+//! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has, and
+//! where the gateway had read it: another client of the same process has it, and both have something that came later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -55,6 +56,8 @@ struct Reader<'a> {
     ids: bool,
     pace: Pace,
     heard: Vec<&'a Heard>,
+    /// The sockets.
+    sessions: Vec<&'a Session>,
     /// Left in peace: had all that there was.
     stayed: bool,
 }
@@ -72,6 +75,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     check_kept(evidence, &history, verdict);
     verdict.redone = history.redone.len();
 
+    let gone_at = GoneAt::of(evidence, &history);
     let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
     let of_nodes: Vec<(Node, Hole)> = readers
         .iter()
@@ -86,6 +90,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
             announced.extend(of_nodes.iter().filter(|(node, _)| *node == reader.node).map(|(_, hole)| *hole));
         }
         check_missing(&history, evidence, reader, &announced, &mut lost, verdict);
+        check_passed_over(&history, &gone_at, reader, &announced, verdict);
     }
     verdict.lost_by_redis = lost.len();
     verdict.lost_unannounced = lost.values().filter(|announced| !**announced).count();
@@ -98,6 +103,7 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
         let stayed = session.end == Ending::Left && evidence.cut_short.is_none();
         if let Some(reader) = last_of.get(&session.client).filter(|_| session.resumed).map(|at| &mut readers[*at]) {
             reader.heard.extend(&session.heard);
+            reader.sessions.push(session);
             (reader.stayed, reader.node) = (stayed, session.node);
             continue;
         }
@@ -109,6 +115,7 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
             ids: *ids,
             pace: *pace,
             heard: heard.iter().collect(),
+            sessions: vec![session],
             stayed,
         });
     }
@@ -405,6 +412,70 @@ fn check_missing(
                     reader.client, reader.node, reader.ids, reader.pace
                 ),
             );
+        }
+    }
+}
+
+/// What a socket heard of events that no stream holds any more: where in its order, and when they were sent.
+struct Gone<'a> {
+    session: &'a Session,
+    events: Vec<(usize, Number, Ms)>,
+}
+
+/// Those, by gateway.
+struct GoneAt<'a>(HashMap<Node, Vec<Gone<'a>>>);
+
+impl<'a> GoneAt<'a> {
+    fn of(evidence: &'a Evidence, history: &History<'_>) -> Self {
+        let mut at: HashMap<Node, Vec<Gone<'a>>> = HashMap::new();
+        for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt) {
+            let gone = |(place, heard): (usize, &Heard)| {
+                let number = number_of(heard)?;
+                let mark = history.events.get(&number).filter(|mark| mark.place.is_none())?;
+                live(session, mark.from).then_some((place, number, mark.from))
+            };
+            let events: Vec<(usize, Number, Ms)> = session.heard.iter().enumerate().filter_map(gone).collect();
+            if !events.is_empty() {
+                at.entry(session.node).or_default().push(Gone { session, events });
+            }
+        }
+        Self(at)
+    }
+}
+
+/// Whether what was sent then was new to that socket, and not the past.
+fn live(session: &Session, sent: Ms) -> bool {
+    session.heard.first().is_some_and(|first| sent >= first.at)
+}
+
+/// What is lost and was not announced was lost before the gateway had read it. It had, where another of its clients got
+/// it; and this one had to get it where it was there before that was sent, and both have something that came after it. A
+/// gateway gives all its clients everything in one order, so this holds without any look at a clock.
+// Inv. GAP
+fn check_passed_over(
+    history: &History<'_>,
+    gone_at: &GoneAt<'_>,
+    reader: &Reader<'_>,
+    announced: &[Hole],
+    verdict: &mut Verdict,
+) {
+    let numbers: HashSet<Number> = reader.heard.iter().filter_map(|heard| number_of(heard)).collect();
+    for session in &reader.sessions {
+        let here: HashSet<Number> = session.heard.iter().filter_map(number_of).collect();
+        for other in gone_at.0.get(&session.node).into_iter().flatten() {
+            let both = |heard: &Heard| number_of(heard).is_some_and(|number| here.contains(&number));
+            let Some(last) = other.session.heard.iter().rposition(both) else { continue };
+            for (place, number, sent) in &other.events {
+                let due = *place < last && live(session, *sent) && !numbers.contains(number);
+                if due && !announced.iter().any(|hole| hole.covers(history.events[number])) {
+                    let what = format!(
+                        "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which client {} got there \
+                         before something that both got",
+                        reader.client, session.node, reader.ids, reader.pace, other.session.client
+                    );
+                    verdict.violation("unannounced loss", what);
+                }
+            }
         }
     }
 }

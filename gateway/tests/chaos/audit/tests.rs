@@ -296,6 +296,49 @@ fn what_redis_lost_is_counted_apart() {
     check(&["accepted and gone"], |evidence| no_fault(evidence, 60..61));
 }
 
+// Inv. GAP: what a gateway gave to one client it had read, whatever became of it at Redis, and owes to the others.
+#[test]
+fn what_one_client_got_another_of_the_same_gateway_has_to_get() {
+    let passed_over = |evidence: &mut Evidence, client: usize, numbers: std::ops::Range<Number>| {
+        // Redis loses everything that came until then, and all had been told all of it but for that client.
+        lose(evidence, 0..35);
+        withhold(evidence, client, numbers);
+    };
+    // With ids, slow, and neither.
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 0, 15..16));
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 1, 15..16));
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 33, 15..18));
+    // Told of it.
+    check(&[], |evidence| {
+        passed_over(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    // Nobody else at that gateway has it: it may have been lost before it was read there.
+    let only_elsewhere = |evidence: &mut Evidence| {
+        lose(evidence, 30..33);
+        (0..CLIENTS).step_by(3).for_each(|client| withhold(evidence, client, 30..33));
+    };
+    let verdict = check(&[], only_elsewhere);
+    assert_eq!(verdict.lost_unannounced, 3);
+    // Nobody who was there when it was sent.
+    check(&[], |evidence| {
+        passed_over(evidence, 33, 0..15);
+        evidence.sessions[33].heard[0].at = event_time(14) + 1;
+        evidence.sessions[33].heard.retain(|heard| heard.at > event_time(14));
+    });
+    // Under way when its socket broke.
+    check(&[], |evidence| {
+        passed_over(evidence, 33, 31..120);
+        let (session, away) = (&mut evidence.sessions[33], event_time(31));
+        session.heard.retain(|heard| heard.at < away);
+        // It does not come again, so nobody waits for it.
+        (session.closed, session.end, session.pace) = (away, Ending::Broken, Pace::Slow);
+        evidence.nodes[0].killed = Some(away);
+        let others = evidence.sessions.iter_mut().filter(|session| session.client != 33 && session.node == 0);
+        others.for_each(|session| session.node = 1);
+    });
+}
+
 // Inv. ORDER
 #[test]
 fn what_comes_twice_or_in_another_order_or_from_nobody_is_found() {
