@@ -245,7 +245,8 @@ async fn pause(
     };
     let what = format!("ticker stopped: {}", moment.name());
     let (part, over) = (Part::Gateway, stage.now());
-    let fault = FaultLog { kind: moment.name(), what, part, loses: false, confirmed, begun, good, over };
+    let fault =
+        FaultLog { kind: moment.name(), what, part, loses: false, takes_from: begun, confirmed, begun, good, over };
     Pause { moment, node: fleet.node(ticker), fault, refused: way.refused() - refused_before }
 }
 

@@ -229,9 +229,10 @@ async fn suffer(
     if part == Part::Redis {
         backend.restore().await;
     }
-    let Struck { begun, good, confirmed } = struck;
+    let Struck { begun, takes_from, good, confirmed } = struck;
     let (kind, what) = (fault.kind(), format!("{fault:?}"));
-    let log = FaultLog { kind, what, part, loses: fault.loses(), confirmed, begun, good, over: stage.now() };
+    let log =
+        FaultLog { kind, what, part, loses: fault.loses(), takes_from, confirmed, begun, good, over: stage.now() };
     (log, prompt.and(crowd).is_some())
 }
 

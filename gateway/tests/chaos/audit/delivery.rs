@@ -13,7 +13,8 @@
 //!
 //! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
 //! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has, and
-//! where the gateway had read it: another client of the same process has it, and both have something that came later.
+//! where the gateway had read it: another client of the same process has it, and both have something that came later; or
+//! it stood in the stream for long before anything was lost.
 
 use std::collections::{HashMap, HashSet};
 
@@ -367,6 +368,15 @@ fn needless(evidence: &Evidence, sent: Ms) -> bool {
     !at_redis.any(|fault| lasts(fault.begun, fault.over)) && !sleeps.any(|(stop, go)| lasts(*stop, *go))
 }
 
+/// Whether Redis may have lost that entry before any gateway had read it: it was written while a fault lasted that takes
+/// such away, or in the moments before. All gateways are healed between two faults, so what is older they had read. (What
+/// nothing has taken at all is judged where it is looked whether everything stands that was accepted.)
+fn may_be_unread(evidence: &Evidence, mark: Mark) -> bool {
+    let slack = Bounds::of(evidence).slack_ms;
+    let mut losses = evidence.faults.iter().filter(|fault| fault.loses && mark.from <= fault.over).peekable();
+    losses.peek().is_none() || losses.any(|fault| mark.to.saturating_add(slack) >= fault.takes_from)
+}
+
 // Inv. GAP
 fn check_missing(
     history: &History<'_>,
@@ -402,14 +412,18 @@ fn check_missing(
             Pace::Prompt => verdict.announced += usize::from(told),
             Pace::Slow => verdict.announced_to_slow += usize::from(told),
         }
-        if mark.place.is_none() {
+        if mark.place.is_none() && (told || may_be_unread(evidence, mark)) {
             *lost.entry(*number).or_insert(true) &= told;
         } else if !told {
             verdict.violation(
                 "unannounced loss",
                 format!(
-                    "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which stands in the stream",
-                    reader.client, reader.node, reader.ids, reader.pace
+                    "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which {} in the stream",
+                    reader.client,
+                    reader.node,
+                    reader.ids,
+                    reader.pace,
+                    if mark.place.is_some() { "stands" } else { "had stood for long" }
                 ),
             );
         }

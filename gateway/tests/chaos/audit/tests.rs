@@ -60,6 +60,7 @@ fn good_run() -> Evidence {
             what: "a test".to_owned(),
             part: Part::Gateway,
             loses: false,
+            takes_from: begun,
             confirmed: "seen".to_owned(),
             begun,
             good: begun,
@@ -284,6 +285,22 @@ fn what_redis_lost_is_counted_apart() {
         announce(evidence, 0, 33, id_of(29), None);
     });
     assert_eq!((verdict.lost_by_redis, verdict.lost_unannounced), (3, 0));
+    // It stood there for seconds before Redis lost anything: all gateways had time to read it.
+    let of_old = |evidence: &mut Evidence| {
+        lose(evidence, 3..6);
+        (0..CLIENTS).for_each(|client| withhold(evidence, client, 3..6));
+    };
+    check(&["unannounced loss"], of_old);
+    let verdict = check(&[], |evidence| {
+        of_old(evidence);
+        evidence.faults[1].takes_from = BEGIN + 2_000;
+    });
+    assert_eq!(verdict.lost_unannounced, 3);
+    check(&["unannounced loss"], |evidence| {
+        of_old(evidence);
+        (evidence.faults[0].loses, evidence.faults[0].over) = (true, event_time(3) - 1);
+        (evidence.faults[0].begun, evidence.faults[0].good) = (BEGIN + 500, BEGIN + 500);
+    });
     // Accepted, and never there: no fault has taken it, or only one that came before.
     let no_fault = |evidence: &mut Evidence, numbers: std::ops::Range<Number>| {
         lose(evidence, numbers.clone());
