@@ -2,7 +2,8 @@
 //!
 //! Which events a client had to get is decided by what is certain. An event is *due* when it was sent after the
 //! client's `init` was there, and accepted before something was sent that the client got, or before the client left in
-//! peace. In between lies what was under way when a socket broke: of that nothing is known, so nothing is claimed.
+//! peace. One whose sender had no answer is due where it stands in the stream before something that the client got. In
+//! between lies what was under way when a socket broke: of that nothing is known, so nothing is claimed.
 //!
 //! What is due and was not read must lie in a hole that the client was told of: behind the last message before it, and
 //! before the next one after it. Where the stream still has the entries, their places in it decide that exactly;
@@ -392,10 +393,11 @@ fn check_missing(
     let last_sent = marks().map(|mark| mark.from).max().unwrap_or(0);
     let last_place = marks().filter_map(|mark| mark.place).max();
     for (number, event) in &evidence.published {
-        let Some((accepted, _)) = &event.accepted else { continue };
         let mark = history.events[number];
-        let before_the_last = *accepted < last_sent || mark.place.is_some_and(|place| Some(place) < last_place);
-        let due = event.sent >= joined && (reader.stayed || before_the_last);
+        // Whether it was written, and before what this reader has: its place says so, or the answer to who sent it.
+        let stands_before = mark.place.is_some_and(|place| Some(place) < last_place);
+        let answered = event.accepted.as_ref().is_some_and(|(accepted, _)| reader.stayed || *accepted < last_sent);
+        let due = event.sent >= joined && (stands_before || answered);
         if !due || numbers.contains(number) {
             continue;
         }

@@ -192,6 +192,30 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     });
 }
 
+// Inv. GAP
+#[test]
+fn what_stands_in_the_stream_is_due_whoever_was_told_so() {
+    let unanswered = |evidence: &mut Evidence, client: usize, numbers: std::ops::Range<Number>| {
+        withhold(evidence, client, numbers.clone());
+        for number in numbers {
+            evidence.published.get_mut(&number).expect("published").accepted = None;
+        }
+    };
+    check(&["unannounced loss"], |evidence| unanswered(evidence, 0, 30..31));
+    check(&["unannounced loss"], |evidence| unanswered(evidence, 4, 30..31));
+    check(&[], |evidence| {
+        unanswered(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    // It may have been written when the clients were gone; and it may not have been written at all.
+    check(&[], |evidence| unanswered(evidence, 4, 119..120));
+    check(&[], |evidence| {
+        unanswered(evidence, 4, 30..31);
+        evidence.survivors.retain(|survivor| survivor.number != Some(30));
+        (0..CLIENTS).for_each(|client| withhold(evidence, client, 30..31));
+    });
+}
+
 #[test]
 fn a_gap_that_nothing_explains_is_found() {
     let announced = |evidence: &mut Evidence| {
