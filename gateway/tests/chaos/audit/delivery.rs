@@ -71,6 +71,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let history = History::of(evidence, &readers);
     for reader in &readers {
         check_first_and_known(evidence, reader, verdict);
+        check_from(&history, reader, verdict);
         check_once(reader, &history.redone, verdict);
     }
     check_order(&readers, &history.redone, verdict);
@@ -184,6 +185,11 @@ impl<'a> History<'a> {
                 ids.entry(id).or_insert(events[number]);
             }
         }
+        for survivor in &evidence.survivors {
+            if let Some(mark) = survivor.number.and_then(|number| events.get(&number)) {
+                ids.entry(&survivor.id).or_insert(*mark);
+            }
+        }
         Self { events, ids, redone: redone(evidence, readers) }
     }
 
@@ -210,15 +216,18 @@ impl<'a> History<'a> {
         let next = |at: usize| reader.heard[at..].iter().find_map(|heard| self.of_message(heard)).unwrap_or(end);
         let mut holes = Vec::new();
         for (at, heard) in reader.heard.iter().enumerate() {
+            let last = || reader.heard[..at].iter().rev().find_map(|heard| self.of_message(heard)).unwrap_or(beginning);
             match &heard.what {
                 What::Gap { from, to } => {
-                    let after = from.as_deref().and_then(|id| self.of_id(id)).unwrap_or(beginning);
-                    let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(end));
+                    // An end that nobody knows can only lead to more that is missed, and not to less.
+                    let after = from.as_deref().and_then(|id| self.of_id(id)).unwrap_or_else(last);
+                    // Whatever it names was written before the gap was told.
+                    let told = Mark { from: heard.at, to: heard.at, place: None };
+                    let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(told));
                     holes.push(Hole { after, before });
                 }
                 What::Init(_) if at > 0 && !reader.ids => {
-                    let last = reader.heard[..at].iter().rev().find_map(|heard| self.of_message(heard));
-                    holes.push(Hole { after: last.unwrap_or(beginning), before: next(at) });
+                    holes.push(Hole { after: last(), before: next(at) });
                 }
                 _ => {}
             }
@@ -281,6 +290,35 @@ fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut
             What::Gap { .. } => verdict.gaps += 1,
             What::Event(_) => verdict.delivered += 1,
             What::Init(_) | What::Update(_) | What::Ping => {}
+        }
+    }
+}
+
+/// A gap begins after a message that the client has, or after what was the past when its socket was opened; from nowhere
+/// only where there was nothing before.
+// Inv. GAP
+fn check_from(history: &History<'_>, reader: &Reader<'_>, verdict: &mut Verdict) {
+    let mut known: HashSet<&str> = HashSet::new();
+    for session in &reader.sessions {
+        let mut nothing_yet = true;
+        let Some(joined) = session.heard.first().map(|first| first.at) else { continue };
+        for heard in &session.heard {
+            if let What::Gap { from, to } = &heard.what {
+                let past = |id: &str| history.of_id(id).is_some_and(|mark| mark.from <= joined);
+                let from_somewhere = from.as_deref().map_or(nothing_yet, |id| known.contains(id) || past(id));
+                if !from_somewhere {
+                    let what = format!(
+                        "client {} on gateway {} was told of a gap from {from:?}, which it does not have",
+                        reader.client, session.node
+                    );
+                    verdict.violation("wire", what);
+                }
+                known.extend(to.as_deref());
+            }
+            if let Some(id) = heard.id.as_deref() {
+                known.insert(id);
+                nothing_yet = false;
+            }
         }
     }
 }

@@ -174,8 +174,9 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     });
     // Announced too narrowly, at either end, or elsewhere.
     check(&["unannounced loss"], |evidence| {
-        withhold(evidence, 0, 30..33);
-        announce(evidence, 0, 33, id_of(30), None);
+        withhold(evidence, 0, 30..31);
+        withhold(evidence, 0, 32..33);
+        announce(evidence, 0, 33, id_of(31), None);
     });
     check(&["unannounced loss"], |evidence| {
         withhold(evidence, 0, 30..33);
@@ -188,7 +189,44 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     // Nothing before.
     check(&[], |evidence| {
         withhold(evidence, 0, 0..3);
+        evidence.sessions[0].heard.retain(|heard| heard.at > event_time(2) || matches!(heard.what, What::Init(_)));
         announce(evidence, 0, 3, None, None);
+    });
+}
+
+// Inv. GAP
+#[test]
+fn a_gap_covers_no_more_than_it_says() {
+    let told = |evidence: &mut Evidence, from: Option<String>, to: Option<String>| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, from, to);
+    };
+    // From where it is not, or from nowhere although it has ids.
+    check(&["wire", "unannounced loss"], |evidence| told(evidence, id_of(31), None));
+    check(&["wire"], |evidence| told(evidence, Some("1-0-abcd".to_owned()), None));
+    check(&["wire"], |evidence| told(evidence, None, None));
+    // From what another gap has named, and from what was the past when it came.
+    check(&[], |evidence| {
+        told(evidence, id_of(29), id_of(31));
+        announce(evidence, 0, 33, id_of(31), None);
+    });
+    check(&[], |evidence| {
+        evidence.sessions[0].opened = event_time(32);
+        evidence.sessions[0].heard.retain(|heard| heard.at > event_time(32));
+        let what = What::Init(Shown { visitors: 60, counted: BEGIN + 4_000, stale: false });
+        evidence.sessions[0].heard.insert(0, Heard { at: event_time(32) + 1, id: None, what });
+        announce(evidence, 0, 33, id_of(31), None);
+    });
+    // An end that nobody has heard of: it covers what was written until it was told, and not what came later.
+    let nowhere = || Some("9-0-abcd".to_owned());
+    check(&[], |evidence| told(evidence, id_of(29), nowhere()));
+    check(&["unannounced loss"], |evidence| {
+        told(evidence, id_of(29), nowhere());
+        withhold(evidence, 0, 60..61);
+    });
+    check(&["unannounced loss"], |evidence| {
+        told(evidence, id_of(29), None);
+        evidence.sessions[0].heard.retain(|heard| heard.id != id_of(20));
     });
 }
 
