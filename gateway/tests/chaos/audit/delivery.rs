@@ -10,7 +10,7 @@
 //! elsewhere the times between which each entry was written.
 //!
 //! A client without ids is told of nothing but its own slowness (by a second `init`). What the node as a whole was
-//! told to be missing is judged by the clients with ids on the same node.
+//! told to be missing is judged by the clients with ids on the same node; what one of those missed alone excuses nobody else.
 //!
 //! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
 //! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has, and
@@ -51,6 +51,15 @@ impl Hole {
     }
 }
 
+/// Who misses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This client, which read too slowly, or was away.
+    Own,
+    /// All clients of that gateway.
+    All(Node),
+}
+
 /// Somebody's messages, over all sockets that went on where the one before had ended.
 struct Reader<'a> {
     client: usize,
@@ -79,18 +88,13 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     verdict.redone = history.redone.len();
 
     let gone_at = GoneAt::of(evidence, &history);
-    let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
-    let of_nodes: Vec<(Node, Hole)> = readers
-        .iter()
-        .zip(&holes)
-        .filter(|(reader, _)| reader.ids && reader.pace == Pace::Prompt)
-        .flat_map(|(reader, holes)| holes.iter().map(|hole| (reader.node, *hole)))
-        .collect();
+    let holes: Vec<Vec<(Whose, Hole)>> = readers.iter().map(|reader| history.holes(reader)).collect();
     let mut lost: HashMap<Number, bool> = HashMap::new();
     for (reader, own) in readers.iter().zip(&holes) {
-        let mut announced = own.clone();
+        let mut announced: Vec<Hole> = own.iter().map(|(_, hole)| *hole).collect();
         if !reader.ids {
-            announced.extend(of_nodes.iter().filter(|(node, _)| *node == reader.node).map(|(_, hole)| *hole));
+            let of_nodes = holes.iter().flatten().filter(|(whose, _)| *whose == Whose::All(reader.node));
+            announced.extend(of_nodes.map(|(_, hole)| *hole));
         }
         check_missing(&history, evidence, reader, &announced, &mut lost, verdict);
         check_passed_over(&history, &gone_at, reader, &announced, verdict);
@@ -210,7 +214,9 @@ impl<'a> History<'a> {
     }
 
     /// The holes that this reader was told of.
-    fn holes(&self, reader: &Reader<'_>) -> Vec<Hole> {
+    fn holes(&self, reader: &Reader<'_>) -> Vec<(Whose, Hole)> {
+        let nodes = reader.sessions.iter().flat_map(|session| session.heard.iter().map(|_| session.node));
+        let nodes: Vec<Node> = nodes.collect();
         let beginning = Mark { from: 0, to: 0, place: None };
         let end = Mark { from: Ms::MAX, to: Ms::MAX, place: None };
         let next = |at: usize| reader.heard[at..].iter().find_map(|heard| self.of_message(heard)).unwrap_or(end);
@@ -224,10 +230,13 @@ impl<'a> History<'a> {
                     // Whatever it names was written before the gap was told.
                     let told = Mark { from: heard.at, to: heard.at, place: None };
                     let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(told));
-                    holes.push(Hole { after, before });
+                    // What the stream lacks has no end but what comes next; what a client lacks begins with an `init`.
+                    let behind_init = at > 0 && matches!(reader.heard[at - 1].what, What::Init(_));
+                    let all = reader.pace == Pace::Prompt && to.is_none() && !behind_init;
+                    holes.push((if all { Whose::All(nodes[at]) } else { Whose::Own }, Hole { after, before }));
                 }
                 What::Init(_) if at > 0 && !reader.ids => {
-                    holes.push(Hole { after: last(), before: next(at) });
+                    holes.push((Whose::Own, Hole { after: last(), before: next(at) }));
                 }
                 _ => {}
             }

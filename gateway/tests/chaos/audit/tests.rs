@@ -300,6 +300,37 @@ fn clients_without_ids_are_judged_by_what_their_node_announced() {
     check(&[], |evidence| node_gap(evidence, 3));
     check(&["unannounced loss"], |evidence| node_gap(evidence, 4));
     check(&["wire"], |evidence| announce(evidence, 3, 33, None, None));
+    // What the other was told of its own: it was too slow, or it was away.
+    let gone_alone = |evidence: &mut Evidence| {
+        node_gap(evidence, 3);
+        let session = &mut evidence.sessions[0];
+        let place = place_of(session, |what| matches!(what, What::Gap { .. }));
+        let Heard { at, .. } = session.heard[place];
+        let what = What::Init(Shown { visitors: 60, counted: at - at % 1_000, stale: false });
+        session.heard.insert(place, Heard { at, id: None, what });
+    };
+    check(&["unannounced loss"], gone_alone);
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 0, 30..33);
+        withhold(evidence, 3, 30..33);
+        announce(evidence, 0, 33, id_of(29), id_of(32));
+    });
+    // It was told so at another gateway, and came to this one later.
+    check(&["unannounced loss"], |evidence| {
+        node_gap(evidence, 3);
+        let mut first = evidence.sessions[0].clone();
+        let next = &mut evidence.sessions[0];
+        let place = place_of_event(next, 60);
+        first.heard.truncate(place);
+        (first.node, first.closed, first.end) = (1, next.heard[place].at - 1, Ending::Broken);
+        next.heard.drain(..place);
+        let init = What::Init(Shown { visitors: 60, counted: BEGIN + 7_000, stale: false });
+        next.heard.insert(0, Heard { at: first.closed + 1, id: None, what: init });
+        (next.resumed, next.opened) = (true, first.closed + 1);
+        evidence.nodes[1].killed = Some(first.closed);
+        evidence.sessions.iter_mut().filter(|session| session.node == 1).for_each(|session| session.node = 2);
+        evidence.sessions.insert(0, first);
+    });
 }
 
 #[test]
