@@ -250,6 +250,9 @@ pub(crate) struct FaultLog {
     pub(crate) cut_off: usize,
     /// Redis may have lost what it had acknowledged.
     pub(crate) loses: bool,
+    /// If it does: what was acknowledged from then on may be lost before any gateway has read it. What is older was there
+    /// to be read.
+    pub(crate) takes_from: Ms,
     /// How its effect was seen from outside.
     pub(crate) confirmed: String,
     /// When it began.

@@ -113,14 +113,19 @@ impl Fleet {
         let node = self.enlist(&gateway, stage);
         let berth = &mut self.berths[index];
         (berth.gateway, berth.node) = (gateway, node);
-        Struck { begun, good, confirmed: if gone { format!("pid {pid} gone") } else { String::new() } }
+        Struck {
+            begun,
+            takes_from: begun,
+            good,
+            confirmed: if gone { format!("pid {pid} gone") } else { String::new() },
+        }
     }
 
     /// SIGSTOP, and after a while SIGCONT.
     pub(crate) async fn freeze(&mut self, index: usize, away: Duration, stage: &Stage) -> Struck {
         let (begun, confirmed) = self.stop(index, stage).await;
         sleep(away).await;
-        Struck { begun, good: self.go_on(index, begun, stage), confirmed }
+        Struck { begun, takes_from: begun, good: self.go_on(index, begun, stage), confirmed }
     }
 
     /// SIGSTOP: when, and what shows that it stands; empty when nothing does.

@@ -228,14 +228,15 @@ async fn suffer(
     if part == Part::Redis {
         backend.restore().await;
     }
-    let Struck { begun, good, confirmed } = struck;
+    let Struck { begun, takes_from, good, confirmed } = struck;
     let (kind, what) = (fault.kind(), format!("{fault:?}"));
     let cut_off = match (part, fault) {
         // One that sleeps reaches nobody.
         (Part::Gateway, _) | (_, Fault::PathBroken { whose: Some(_), .. }) => 1,
         (Part::Redis, _) => fleet.size(),
     };
-    let log = FaultLog { kind, what, part, cut_off, loses: fault.loses(), confirmed, begun, good, over: stage.now() };
+    let (loses, over) = (fault.loses(), stage.now());
+    let log = FaultLog { kind, what, part, cut_off, loses, takes_from, confirmed, begun, good, over };
     (log, prompt.and(crowd).is_some())
 }
 

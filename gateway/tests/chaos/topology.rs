@@ -33,6 +33,8 @@ const ELECTED_WITHIN: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub(crate) struct Struck {
     pub(crate) begun: Ms,
+    /// What is acknowledged from then on may be lost before any gateway has read it.
+    pub(crate) takes_from: Ms,
     pub(crate) good: Ms,
     /// What shows that it was really done.
     pub(crate) confirmed: String,
@@ -44,6 +46,7 @@ impl Struck {
         let both = !self.confirmed.is_empty() && !other.confirmed.is_empty();
         Self {
             begun: self.begun.min(other.begun),
+            takes_from: self.takes_from.min(other.takes_from),
             good: self.good.max(other.good),
             confirmed: if both { format!("{}; {}", self.confirmed, other.confirmed) } else { String::new() },
         }
@@ -225,18 +228,20 @@ async fn hold_back_replicas(primary: SocketAddr) {
 }
 
 /// kill -9 of the primary `old`; before it, if it shall `lag`, its replicas are held back for so long (and an entry put
-/// `ahead`), so that what it took meanwhile dies with it. Gives when it died, and what shows that.
+/// `ahead`), so that what it took meanwhile dies with it. Gives when it began to take that, when it died, and what shows
+/// that.
 async fn kill_lagged(
     servers: &mut [RedisServer],
     old: SocketAddr,
     finder: &Finder,
     scene: &Scene<'_>,
     (lag, ahead): (Option<Duration>, Option<Duration>),
-) -> (Ms, String) {
+) -> (Ms, Ms, String) {
+    let takes_from = scene.stage.now();
     if let Some(lag) = lag {
         scene.put_ahead_after(finder, ahead, hold_back_replicas(old)).await;
         sleep(lag).await;
     }
     let begun = scene.stage.now();
-    (begun, kill(&mut servers[index_of(servers, old)]))
+    (takes_from, begun, kill(&mut servers[index_of(servers, old)]))
 }

@@ -2,17 +2,20 @@
 //!
 //! Which events a client had to get is decided by what is certain. An event is *due* when it was sent after the
 //! client's `init` was there, and accepted before something was sent that the client got, or before the client left in
-//! peace. In between lies what was under way when a socket broke: of that nothing is known, so nothing is claimed.
+//! peace. One whose sender had no answer is due where it stands in the stream before something that the client got. In
+//! between lies what was under way when a socket broke: of that nothing is known, so nothing is claimed.
 //!
 //! What is due and was not read must lie in a hole that the client was told of: behind the last message before it, and
 //! before the next one after it. Where the stream still has the entries, their places in it decide that exactly;
 //! elsewhere the times between which each entry was written.
 //!
 //! A client without ids is told of nothing but its own slowness (by a second `init`). What the node as a whole was
-//! told to be missing is judged by the clients with ids on the same node.
+//! told to be missing is judged by the clients with ids on the same node; what one of those missed alone excuses nobody else.
 //!
 //! An event that was accepted, that no stream holds any more, and that nobody was told of is not the gateway's doing
-//! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has.
+//! but not nothing either: it is counted apart. It is the gateway's where no fault came that loses what Redis has, and
+//! where the gateway had read it: another client of the same process has it, and both have something that came later; or
+//! it stood in the stream for long before anything was lost.
 
 use std::collections::{HashMap, HashSet};
 
@@ -48,6 +51,15 @@ impl Hole {
     }
 }
 
+/// Who misses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This client, which read too slowly, or was away.
+    Own,
+    /// All clients of that gateway.
+    All(Node),
+}
+
 /// Somebody's messages, over all sockets that went on where the one before had ended.
 struct Reader<'a> {
     client: usize,
@@ -55,6 +67,8 @@ struct Reader<'a> {
     ids: bool,
     pace: Pace,
     heard: Vec<&'a Heard>,
+    /// The sockets.
+    sessions: Vec<&'a Session>,
     /// Left in peace: had all that there was.
     stayed: bool,
 }
@@ -66,26 +80,24 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let history = History::of(evidence, &readers);
     for reader in &readers {
         check_first_and_known(evidence, reader, verdict);
+        check_from(&history, reader, verdict);
         check_once(reader, &history.redone, verdict);
     }
     check_order(&readers, &history.redone, verdict);
     check_kept(evidence, &history, verdict);
     verdict.redone = history.redone.len();
 
-    let holes: Vec<Vec<Hole>> = readers.iter().map(|reader| history.holes(reader)).collect();
-    let of_nodes: Vec<(Node, Hole)> = readers
-        .iter()
-        .zip(&holes)
-        .filter(|(reader, _)| reader.ids && reader.pace == Pace::Prompt)
-        .flat_map(|(reader, holes)| holes.iter().map(|hole| (reader.node, *hole)))
-        .collect();
+    let gone_at = GoneAt::of(evidence, &history);
+    let holes: Vec<Vec<(Whose, Hole)>> = readers.iter().map(|reader| history.holes(reader)).collect();
     let mut lost: HashMap<Number, bool> = HashMap::new();
     for (reader, own) in readers.iter().zip(&holes) {
-        let mut announced = own.clone();
+        let mut announced: Vec<Hole> = own.iter().map(|(_, hole)| *hole).collect();
         if !reader.ids {
-            announced.extend(of_nodes.iter().filter(|(node, _)| *node == reader.node).map(|(_, hole)| *hole));
+            let of_nodes = holes.iter().flatten().filter(|(whose, _)| *whose == Whose::All(reader.node));
+            announced.extend(of_nodes.map(|(_, hole)| *hole));
         }
         check_missing(&history, evidence, reader, &announced, &mut lost, verdict);
+        check_passed_over(&history, &gone_at, reader, &announced, verdict);
     }
     verdict.lost_by_redis = lost.len();
     verdict.lost_unannounced = lost.values().filter(|announced| !**announced).count();
@@ -98,6 +110,7 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
         let stayed = session.end == Ending::Left && evidence.cut_short.is_none();
         if let Some(reader) = last_of.get(&session.client).filter(|_| session.resumed).map(|at| &mut readers[*at]) {
             reader.heard.extend(&session.heard);
+            reader.sessions.push(session);
             (reader.stayed, reader.node) = (stayed, session.node);
             continue;
         }
@@ -109,6 +122,7 @@ fn readers(evidence: &Evidence) -> Vec<Reader<'_>> {
             ids: *ids,
             pace: *pace,
             heard: heard.iter().collect(),
+            sessions: vec![session],
             stayed,
         });
     }
@@ -175,6 +189,11 @@ impl<'a> History<'a> {
                 ids.entry(id).or_insert(events[number]);
             }
         }
+        for survivor in &evidence.survivors {
+            if let Some(mark) = survivor.number.and_then(|number| events.get(&number)) {
+                ids.entry(&survivor.id).or_insert(*mark);
+            }
+        }
         Self { events, ids, redone: redone(evidence, readers) }
     }
 
@@ -195,21 +214,29 @@ impl<'a> History<'a> {
     }
 
     /// The holes that this reader was told of.
-    fn holes(&self, reader: &Reader<'_>) -> Vec<Hole> {
+    fn holes(&self, reader: &Reader<'_>) -> Vec<(Whose, Hole)> {
+        let nodes = reader.sessions.iter().flat_map(|session| session.heard.iter().map(|_| session.node));
+        let nodes: Vec<Node> = nodes.collect();
         let beginning = Mark { from: 0, to: 0, place: None };
         let end = Mark { from: Ms::MAX, to: Ms::MAX, place: None };
         let next = |at: usize| reader.heard[at..].iter().find_map(|heard| self.of_message(heard)).unwrap_or(end);
         let mut holes = Vec::new();
         for (at, heard) in reader.heard.iter().enumerate() {
+            let last = || reader.heard[..at].iter().rev().find_map(|heard| self.of_message(heard)).unwrap_or(beginning);
             match &heard.what {
                 What::Gap { from, to } => {
-                    let after = from.as_deref().and_then(|id| self.of_id(id)).unwrap_or(beginning);
-                    let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(end));
-                    holes.push(Hole { after, before });
+                    // An end that nobody knows can only lead to more that is missed, and not to less.
+                    let after = from.as_deref().and_then(|id| self.of_id(id)).unwrap_or_else(last);
+                    // Whatever it names was written before the gap was told.
+                    let told = Mark { from: heard.at, to: heard.at, place: None };
+                    let before = to.as_deref().map_or_else(|| next(at), |id| self.of_id(id).unwrap_or(told));
+                    // What the stream lacks has no end but what comes next; what a client lacks begins with an `init`.
+                    let behind_init = at > 0 && matches!(reader.heard[at - 1].what, What::Init(_));
+                    let all = reader.pace == Pace::Prompt && to.is_none() && !behind_init;
+                    holes.push((if all { Whose::All(nodes[at]) } else { Whose::Own }, Hole { after, before }));
                 }
                 What::Init(_) if at > 0 && !reader.ids => {
-                    let last = reader.heard[..at].iter().rev().find_map(|heard| self.of_message(heard));
-                    holes.push(Hole { after: last.unwrap_or(beginning), before: next(at) });
+                    holes.push((Whose::Own, Hole { after: last(), before: next(at) }));
                 }
                 _ => {}
             }
@@ -272,6 +299,35 @@ fn check_first_and_known(evidence: &Evidence, reader: &Reader<'_>, verdict: &mut
             What::Gap { .. } => verdict.gaps += 1,
             What::Event(_) => verdict.delivered += 1,
             What::Init(_) | What::Update(_) | What::Ping(_) => {}
+        }
+    }
+}
+
+/// A gap begins after a message that the client has, or after what was the past when its socket was opened; from nowhere
+/// only where there was nothing before.
+// Inv. GAP
+fn check_from(history: &History<'_>, reader: &Reader<'_>, verdict: &mut Verdict) {
+    let mut known: HashSet<&str> = HashSet::new();
+    for session in &reader.sessions {
+        let mut nothing_yet = true;
+        let Some(joined) = session.heard.first().map(|first| first.at) else { continue };
+        for heard in &session.heard {
+            if let What::Gap { from, to } = &heard.what {
+                let past = |id: &str| history.of_id(id).is_some_and(|mark| mark.from <= joined);
+                let from_somewhere = from.as_deref().map_or(nothing_yet, |id| known.contains(id) || past(id));
+                if !from_somewhere {
+                    let what = format!(
+                        "client {} on gateway {} was told of a gap from {from:?}, which it does not have",
+                        reader.client, session.node
+                    );
+                    verdict.violation("wire", what);
+                }
+                known.extend(to.as_deref());
+            }
+            if let Some(id) = heard.id.as_deref() {
+                known.insert(id);
+                nothing_yet = false;
+            }
         }
     }
 }
@@ -360,6 +416,15 @@ fn needless(evidence: &Evidence, sent: Ms) -> bool {
     !at_redis.any(|fault| lasts(fault.begun, fault.over)) && !sleeps.any(|(stop, go)| lasts(*stop, *go))
 }
 
+/// Whether Redis may have lost that entry before any gateway had read it: it was written while a fault lasted that takes
+/// such away, or in the moments before. All gateways are healed between two faults, so what is older they had read. (What
+/// nothing has taken at all is judged where it is looked whether everything stands that was accepted.)
+fn may_be_unread(evidence: &Evidence, mark: Mark) -> bool {
+    let slack = Bounds::of(evidence).slack_ms;
+    let mut losses = evidence.faults.iter().filter(|fault| fault.loses && mark.from <= fault.over).peekable();
+    losses.peek().is_none() || losses.any(|fault| mark.to.saturating_add(slack) >= fault.takes_from)
+}
+
 // Inv. GAP
 fn check_missing(
     history: &History<'_>,
@@ -375,10 +440,11 @@ fn check_missing(
     let last_sent = marks().map(|mark| mark.from).max().unwrap_or(0);
     let last_place = marks().filter_map(|mark| mark.place).max();
     for (number, event) in &evidence.published {
-        let Some((accepted, _)) = &event.accepted else { continue };
         let mark = history.events[number];
-        let before_the_last = *accepted < last_sent || mark.place.is_some_and(|place| Some(place) < last_place);
-        let due = event.sent >= joined && (reader.stayed || before_the_last);
+        // Whether it was written, and before what this reader has: its place says so, or the answer to who sent it.
+        let stands_before = mark.place.is_some_and(|place| Some(place) < last_place);
+        let answered = event.accepted.as_ref().is_some_and(|(accepted, _)| reader.stayed || *accepted < last_sent);
+        let due = event.sent >= joined && (stands_before || answered);
         if !due || numbers.contains(number) {
             continue;
         }
@@ -395,16 +461,84 @@ fn check_missing(
             Pace::Prompt => verdict.announced += usize::from(told),
             Pace::Slow => verdict.announced_to_slow += usize::from(told),
         }
-        if mark.place.is_none() {
+        if mark.place.is_none() && (told || may_be_unread(evidence, mark)) {
             *lost.entry(*number).or_insert(true) &= told;
         } else if !told {
             verdict.violation(
                 "unannounced loss",
                 format!(
-                    "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which stands in the stream",
-                    reader.client, reader.node, reader.ids, reader.pace
+                    "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which {} in the stream",
+                    reader.client,
+                    reader.node,
+                    reader.ids,
+                    reader.pace,
+                    if mark.place.is_some() { "stands" } else { "had stood for long" }
                 ),
             );
+        }
+    }
+}
+
+/// What a socket heard of events that no stream holds any more: where in its order, and when they were sent.
+struct Gone<'a> {
+    session: &'a Session,
+    events: Vec<(usize, Number, Ms)>,
+}
+
+/// Those, by gateway.
+struct GoneAt<'a>(HashMap<Node, Vec<Gone<'a>>>);
+
+impl<'a> GoneAt<'a> {
+    fn of(evidence: &'a Evidence, history: &History<'_>) -> Self {
+        let mut at: HashMap<Node, Vec<Gone<'a>>> = HashMap::new();
+        for session in evidence.sessions.iter().filter(|session| session.pace == Pace::Prompt) {
+            let gone = |(place, heard): (usize, &Heard)| {
+                let number = number_of(heard)?;
+                let mark = history.events.get(&number).filter(|mark| mark.place.is_none())?;
+                live(session, mark.from).then_some((place, number, mark.from))
+            };
+            let events: Vec<(usize, Number, Ms)> = session.heard.iter().enumerate().filter_map(gone).collect();
+            if !events.is_empty() {
+                at.entry(session.node).or_default().push(Gone { session, events });
+            }
+        }
+        Self(at)
+    }
+}
+
+/// Whether what was sent then was new to that socket, and not the past.
+fn live(session: &Session, sent: Ms) -> bool {
+    session.heard.first().is_some_and(|first| sent >= first.at)
+}
+
+/// What is lost and was not announced was lost before the gateway had read it. It had, where another of its clients got
+/// it; and this one had to get it where it was there before that was sent, and both have something that came after it. A
+/// gateway gives all its clients everything in one order, so this holds without any look at a clock.
+// Inv. GAP
+fn check_passed_over(
+    history: &History<'_>,
+    gone_at: &GoneAt<'_>,
+    reader: &Reader<'_>,
+    announced: &[Hole],
+    verdict: &mut Verdict,
+) {
+    let numbers: HashSet<Number> = reader.heard.iter().filter_map(|heard| number_of(heard)).collect();
+    for session in &reader.sessions {
+        let here: HashSet<Number> = session.heard.iter().filter_map(number_of).collect();
+        for other in gone_at.0.get(&session.node).into_iter().flatten() {
+            let both = |heard: &Heard| number_of(heard).is_some_and(|number| here.contains(&number));
+            let Some(last) = other.session.heard.iter().rposition(both) else { continue };
+            for (place, number, sent) in &other.events {
+                let due = *place < last && live(session, *sent) && !numbers.contains(number);
+                if due && !announced.iter().any(|hole| hole.covers(history.events[number])) {
+                    let what = format!(
+                        "client {} on gateway {} (ids: {}, {:?}) never got event {number}, which client {} got there \
+                         before something that both got",
+                        reader.client, session.node, reader.ids, reader.pace, other.session.client
+                    );
+                    verdict.violation("unannounced loss", what);
+                }
+            }
         }
     }
 }

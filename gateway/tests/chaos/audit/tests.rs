@@ -61,6 +61,7 @@ fn good_run() -> Evidence {
             part: Part::Gateway,
             cut_off: 3,
             loses: false,
+            takes_from: begun,
             confirmed: "seen".to_owned(),
             begun,
             good: begun,
@@ -182,8 +183,9 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     });
     // Announced too narrowly, at either end, or elsewhere.
     check(&["unannounced loss"], |evidence| {
-        withhold(evidence, 0, 30..33);
-        announce(evidence, 0, 33, id_of(30), None);
+        withhold(evidence, 0, 30..31);
+        withhold(evidence, 0, 32..33);
+        announce(evidence, 0, 33, id_of(31), None);
     });
     check(&["unannounced loss"], |evidence| {
         withhold(evidence, 0, 30..33);
@@ -196,7 +198,68 @@ fn an_event_that_is_missing_is_found_unless_it_was_announced() {
     // Nothing before.
     check(&[], |evidence| {
         withhold(evidence, 0, 0..3);
+        evidence.sessions[0].heard.retain(|heard| heard.at > event_time(2) || matches!(heard.what, What::Init(_)));
         announce(evidence, 0, 3, None, None);
+    });
+}
+
+// Inv. GAP
+#[test]
+fn a_gap_covers_no_more_than_it_says() {
+    let told = |evidence: &mut Evidence, from: Option<String>, to: Option<String>| {
+        withhold(evidence, 0, 30..33);
+        announce(evidence, 0, 33, from, to);
+    };
+    // From where it is not, or from nowhere although it has ids.
+    check(&["wire", "unannounced loss"], |evidence| told(evidence, id_of(31), None));
+    check(&["wire"], |evidence| told(evidence, Some("1-0-abcd".to_owned()), None));
+    check(&["wire"], |evidence| told(evidence, None, None));
+    // From what another gap has named, and from what was the past when it came.
+    check(&[], |evidence| {
+        told(evidence, id_of(29), id_of(31));
+        announce(evidence, 0, 33, id_of(31), None);
+    });
+    check(&[], |evidence| {
+        evidence.sessions[0].opened = event_time(32);
+        evidence.sessions[0].heard.retain(|heard| heard.at > event_time(32));
+        let what = What::Init(Shown { visitors: 60, counted: BEGIN + 4_000, stale: false });
+        evidence.sessions[0].heard.insert(0, Heard { at: event_time(32) + 1, id: None, what });
+        announce(evidence, 0, 33, id_of(31), None);
+    });
+    // An end that nobody has heard of: it covers what was written until it was told, and not what came later.
+    let nowhere = || Some("9-0-abcd".to_owned());
+    check(&[], |evidence| told(evidence, id_of(29), nowhere()));
+    check(&["unannounced loss"], |evidence| {
+        told(evidence, id_of(29), nowhere());
+        withhold(evidence, 0, 60..61);
+    });
+    check(&["unannounced loss"], |evidence| {
+        told(evidence, id_of(29), None);
+        evidence.sessions[0].heard.retain(|heard| heard.id != id_of(20));
+    });
+}
+
+// Inv. GAP
+#[test]
+fn what_stands_in_the_stream_is_due_whoever_was_told_so() {
+    let unanswered = |evidence: &mut Evidence, client: usize, numbers: std::ops::Range<Number>| {
+        withhold(evidence, client, numbers.clone());
+        for number in numbers {
+            evidence.published.get_mut(&number).expect("published").accepted = None;
+        }
+    };
+    check(&["unannounced loss"], |evidence| unanswered(evidence, 0, 30..31));
+    check(&["unannounced loss"], |evidence| unanswered(evidence, 4, 30..31));
+    check(&[], |evidence| {
+        unanswered(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    // It may have been written when the clients were gone; and it may not have been written at all.
+    check(&[], |evidence| unanswered(evidence, 4, 119..120));
+    check(&[], |evidence| {
+        unanswered(evidence, 4, 30..31);
+        evidence.survivors.retain(|survivor| survivor.number != Some(30));
+        (0..CLIENTS).for_each(|client| withhold(evidence, client, 30..31));
     });
 }
 
@@ -246,6 +309,37 @@ fn clients_without_ids_are_judged_by_what_their_node_announced() {
     check(&[], |evidence| node_gap(evidence, 3));
     check(&["unannounced loss"], |evidence| node_gap(evidence, 4));
     check(&["wire"], |evidence| announce(evidence, 3, 33, None, None));
+    // What the other was told of its own: it was too slow, or it was away.
+    let gone_alone = |evidence: &mut Evidence| {
+        node_gap(evidence, 3);
+        let session = &mut evidence.sessions[0];
+        let place = place_of(session, |what| matches!(what, What::Gap { .. }));
+        let Heard { at, .. } = session.heard[place];
+        let what = What::Init(Shown { visitors: 60, counted: at - at % 1_000, stale: false });
+        session.heard.insert(place, Heard { at, id: None, what });
+    };
+    check(&["unannounced loss"], gone_alone);
+    check(&["unannounced loss"], |evidence| {
+        withhold(evidence, 0, 30..33);
+        withhold(evidence, 3, 30..33);
+        announce(evidence, 0, 33, id_of(29), id_of(32));
+    });
+    // It was told so at another gateway, and came to this one later.
+    check(&["unannounced loss"], |evidence| {
+        node_gap(evidence, 3);
+        let mut first = evidence.sessions[0].clone();
+        let next = &mut evidence.sessions[0];
+        let place = place_of_event(next, 60);
+        first.heard.truncate(place);
+        (first.node, first.closed, first.end) = (1, next.heard[place].at - 1, Ending::Broken);
+        next.heard.drain(..place);
+        let init = What::Init(Shown { visitors: 60, counted: BEGIN + 7_000, stale: false });
+        next.heard.insert(0, Heard { at: first.closed + 1, id: None, what: init });
+        (next.resumed, next.opened) = (true, first.closed + 1);
+        evidence.nodes[1].killed = Some(first.closed);
+        evidence.sessions.iter_mut().filter(|session| session.node == 1).for_each(|session| session.node = 2);
+        evidence.sessions.insert(0, first);
+    });
 }
 
 #[test]
@@ -293,6 +387,22 @@ fn what_redis_lost_is_counted_apart() {
         announce(evidence, 0, 33, id_of(29), None);
     });
     assert_eq!((verdict.lost_by_redis, verdict.lost_unannounced), (3, 0));
+    // It stood there for seconds before Redis lost anything: all gateways had time to read it.
+    let of_old = |evidence: &mut Evidence| {
+        lose(evidence, 3..6);
+        (0..CLIENTS).for_each(|client| withhold(evidence, client, 3..6));
+    };
+    check(&["unannounced loss"], of_old);
+    let verdict = check(&[], |evidence| {
+        of_old(evidence);
+        evidence.faults[1].takes_from = BEGIN + 2_000;
+    });
+    assert_eq!(verdict.lost_unannounced, 3);
+    check(&["unannounced loss"], |evidence| {
+        of_old(evidence);
+        (evidence.faults[0].loses, evidence.faults[0].over) = (true, event_time(3) - 1);
+        (evidence.faults[0].begun, evidence.faults[0].good) = (BEGIN + 500, BEGIN + 500);
+    });
     // Accepted, and never there: no fault has taken it, or only one that came before.
     let no_fault = |evidence: &mut Evidence, numbers: std::ops::Range<Number>| {
         lose(evidence, numbers.clone());
@@ -303,6 +413,49 @@ fn what_redis_lost_is_counted_apart() {
         evidence.faults[1].loses = false;
     });
     check(&["accepted and gone"], |evidence| no_fault(evidence, 60..61));
+}
+
+// Inv. GAP: what a gateway gave to one client it had read, whatever became of it at Redis, and owes to the others.
+#[test]
+fn what_one_client_got_another_of_the_same_gateway_has_to_get() {
+    let passed_over = |evidence: &mut Evidence, client: usize, numbers: std::ops::Range<Number>| {
+        // Redis loses everything that came until then, and all had been told all of it but for that client.
+        lose(evidence, 0..35);
+        withhold(evidence, client, numbers);
+    };
+    // With ids, slow, and neither.
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 0, 15..16));
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 1, 15..16));
+    check(&["unannounced loss"], |evidence| passed_over(evidence, 33, 15..18));
+    // Told of it.
+    check(&[], |evidence| {
+        passed_over(evidence, 0, 30..33);
+        announce(evidence, 0, 33, id_of(29), None);
+    });
+    // Nobody else at that gateway has it: it may have been lost before it was read there.
+    let only_elsewhere = |evidence: &mut Evidence| {
+        lose(evidence, 30..33);
+        (0..CLIENTS).step_by(3).for_each(|client| withhold(evidence, client, 30..33));
+    };
+    let verdict = check(&[], only_elsewhere);
+    assert_eq!(verdict.lost_unannounced, 3);
+    // Nobody who was there when it was sent.
+    check(&[], |evidence| {
+        passed_over(evidence, 33, 0..15);
+        evidence.sessions[33].heard[0].at = event_time(14) + 1;
+        evidence.sessions[33].heard.retain(|heard| heard.at > event_time(14));
+    });
+    // Under way when its socket broke.
+    check(&[], |evidence| {
+        passed_over(evidence, 33, 31..120);
+        let (session, away) = (&mut evidence.sessions[33], event_time(31));
+        session.heard.retain(|heard| heard.at < away);
+        // It does not come again, so nobody waits for it.
+        (session.closed, session.end, session.pace) = (away, Ending::Broken, Pace::Slow);
+        evidence.nodes[0].killed = Some(away);
+        let others = evidence.sessions.iter_mut().filter(|session| session.client != 33 && session.node == 0);
+        others.for_each(|session| session.node = 1);
+    });
 }
 
 // Inv. ORDER

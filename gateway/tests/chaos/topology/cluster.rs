@@ -78,7 +78,7 @@ impl Sharded {
         let good = scene.stage.now();
         let owner = self.primary().await;
         assert_eq!(owner, to, "the slot has moved");
-        Struck { begun, good, confirmed: format!("{moved} keys of slot {slot} from {from} to {to}") }
+        Struck { begun, takes_from: begun, good, confirmed: format!("{moved} keys of slot {slot} from {from} to {to}") }
     }
 
     async fn another_primary(&self, than: SocketAddr) -> SocketAddr {
@@ -111,9 +111,15 @@ impl Backend for Sharded {
         match fault {
             Fault::PrimaryKilled { lag, ahead } => {
                 let old = self.primary().await;
-                let (begun, gone) = kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
+                let (takes_from, begun, gone) =
+                    kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
                 let new = self.elected(old).await;
-                Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} serves the slot") }
+                Struck {
+                    begun,
+                    takes_from,
+                    good: scene.stage.now(),
+                    confirmed: format!("{gone}, {new} serves the slot"),
+                }
             }
             Fault::SlotMigrated => self.migrate(scene).await,
             other => panic!("a cluster cannot suffer {other:?}"),

@@ -59,7 +59,7 @@ impl Backend for Proxied {
         let good = scene.stage.now();
         let harm: Vec<u64> = ways.iter().zip(&before).map(|(way, before)| way.harm(breakage) - before).collect();
         let confirmed = if harm.contains(&0) { String::new() } else { format!("{} harmed: {harm:?}", ways.len()) };
-        Struck { begun, good, confirmed }
+        Struck { begun, takes_from: begun, good, confirmed }
     }
 
     async fn restore(&mut self) {

@@ -93,7 +93,7 @@ impl Watched {
         let good = scene.stage.now();
         sleep_until(until).await;
         self.servers[index].thaw();
-        Struck { begun, good, confirmed: format!("{stopped}, {new} is the primary") }
+        Struck { begun, takes_from: begun, good, confirmed: format!("{stopped}, {new} is the primary") }
     }
 }
 
@@ -123,9 +123,15 @@ impl Backend for Watched {
         match fault {
             Fault::PrimaryKilled { lag, ahead } => {
                 let old = self.primary().await;
-                let (begun, gone) = kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
+                let (takes_from, begun, gone) =
+                    kill_lagged(&mut self.servers, old, &self.finder, scene, (lag, ahead)).await;
                 let new = self.elected(old).await;
-                Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, {new} is the primary") }
+                Struck {
+                    begun,
+                    takes_from,
+                    good: scene.stage.now(),
+                    confirmed: format!("{gone}, {new} is the primary"),
+                }
             }
             Fault::PrimaryFrozen { away } => self.freeze_primary(scene, away).await,
             other => panic!("sentinels do not watch over {other:?}"),

@@ -43,7 +43,12 @@ impl Single {
         let begun = scene.stage.now();
         resp.call(&["FLUSHALL"]).await;
         let lost = format!("{before} keys gone");
-        Struck { begun, good: scene.stage.now(), confirmed: if before > 0 { lost } else { String::new() } }
+        Struck {
+            begun,
+            takes_from: begun,
+            good: scene.stage.now(),
+            confirmed: if before > 0 { lost } else { String::new() },
+        }
     }
 
     async fn empty(&mut self, scene: &Scene<'_>, away: Duration, ahead: Option<Duration>) -> Struck {
@@ -53,11 +58,12 @@ impl Single {
         fs::remove_dir_all(self.append_only()).expect("its files are there");
         sleep(away).await;
         self.redis.restart();
-        Struck { begun, good: scene.stage.now(), confirmed: format!("{gone}, its data removed") }
+        Struck { begun, takes_from: begun, good: scene.stage.now(), confirmed: format!("{gone}, its data removed") }
     }
 
     /// What is written while `while_lost` runs is lost.
     async fn cut_power(&mut self, scene: &Scene<'_>, away: Duration, while_lost: impl Future<Output = ()>) -> Struck {
+        let takes_from = scene.stage.now();
         let (file, kept) = (self.newest_file(), self.newest_file_length());
         while_lost.await;
         let begun = scene.stage.now();
@@ -67,7 +73,8 @@ impl Single {
         sleep(away).await;
         self.redis.restart();
         let confirmed = format!("{gone}, {lost} bytes of its file with it");
-        Struck { begun, good: scene.stage.now(), confirmed: if lost > 0 { confirmed } else { String::new() } }
+        let confirmed = if lost > 0 { confirmed } else { String::new() };
+        Struck { begun, takes_from, good: scene.stage.now(), confirmed }
     }
 
     /// Where it keeps its data.
@@ -123,14 +130,14 @@ impl Backend for Single {
                 let confirmed = kill(&mut self.redis);
                 sleep(away).await;
                 self.redis.restart();
-                Struck { begun, good: scene.stage.now(), confirmed }
+                Struck { begun, takes_from: begun, good: scene.stage.now(), confirmed }
             }
             Fault::RedisFrozen { away } => {
                 let begun = scene.stage.now();
                 let confirmed = freeze(&self.redis).await;
                 sleep(away).await;
                 self.redis.thaw();
-                Struck { begun, good: scene.stage.now(), confirmed }
+                Struck { begun, takes_from: begun, good: scene.stage.now(), confirmed }
             }
             Fault::RedisFlushed { ahead } => self.flush(scene, ahead).await,
             Fault::RedisEmptied { away, ahead } => self.empty(scene, away, ahead).await,
