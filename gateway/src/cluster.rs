@@ -47,7 +47,8 @@ use crate::vitals::{Loop, Vitals};
 pub const BEAT_EVERY: Duration = Duration::from_millis(1_500);
 /// Changed counts gather for this long before they are told.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(20);
-/// All counts are told anew this often, whatever happened to them: well within the hour after which they expire.
+/// All sockets are admitted anew this often, whatever happened to their counts: well within the hour after which those
+/// expire. It bounds for how long sockets may live that nobody counts, as somebody has removed their count.
 pub const REWRITE_EVERY: Duration = Duration::from_secs(20 * 60);
 /// Where something else than counts stood in an address's place is asked about again after this: so soon after an operator
 /// has removed it, the address has its cap again.
@@ -347,7 +348,10 @@ impl Cluster {
     async fn rewrite(&self) {
         loop {
             tokio::time::sleep(REWRITE_EVERY).await;
-            self.parts.admission.mark_all_dirty();
+            // Inv. CAP: asked, not stated. Somebody may have removed an address's counts, and others been let in since in the
+            // place of those who know nothing of it; a count that is stated as a fact is compared with no cap.
+            self.parts.admission.owe_all();
+            self.parts.admission.mark_left_dirty();
         }
     }
 }

@@ -18,7 +18,8 @@ use shared::keys::SCHEMA_VERSION;
 use crate::backplane::{HOLE_MS_MAX, STREAM_ENTRIES_MAX};
 use crate::planted;
 
-/// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
+/// How long counts of an address outlive the last write to them. Nodes ask about all of them every 20 minutes, and have
+/// the time prolonged when half of it is over.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
 /// A salt serves its own day and, for aliases, the one after.
 const SALT_TTL_SECONDS: u32 = 48 * 3600;

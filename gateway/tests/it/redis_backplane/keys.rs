@@ -224,6 +224,14 @@ async fn what_may_expire_does() {
         planted.call("PERSIST", &format!("ip:{address}"), &[]).await;
         planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
     }
+    // Inv. CAP: what is asked about and has not changed is not written, and does not expire meanwhile either.
+    for (left, after) in [("3000", 2940..=3000), ("1700", 3540..=3600)] {
+        planted.call("EXPIRE", &format!("ip:{address}"), &[left]).await;
+        let replies = planted.backplane.readmit(node(1), 10, &[(address, 1)]).await.expect("an answer");
+        assert_eq!(replies, [Ok(AdmitReply::Granted)]);
+        let ttl = planted.call("TTL", &format!("ip:{address}"), &[]).await.number();
+        assert!(after.contains(&ttl), "{ttl}");
+    }
     planted.backplane.set_counts(node(1), &[(address, 0)]).await.expect("an answer");
     assert_eq!(planted.call("EXISTS", &format!("ip:{address}"), &[]).await.number(), 0);
 }

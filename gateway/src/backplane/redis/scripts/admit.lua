@@ -68,9 +68,11 @@ local function admit(address, node, held, wanted, cap)
     counted = wanted > held and held or math.min(held, fits)
   end
   -- What stands there already is not written: a node that enters again asks about all it has, and as a rule nothing
-  -- has changed. It expires later than it is told anew (set_counts.lua).
+  -- has changed. But it must not expire while nodes ask about it: every 20 minutes, so half an hour is early enough.
   if counted > 0 and counted ~= own then
     redis.call('HSET', address, node, int(counted))
+    redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
+  elseif counted > 0 and redis.call('TTL', address) < ADDRESS_TTL_SECONDS / 2 then
     redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
   elseif counted == 0 and own > 0 then
     redis.call('HDEL', address, node)
