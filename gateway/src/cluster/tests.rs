@@ -255,6 +255,27 @@ async fn sockets_whose_count_was_removed_are_not_uncounted_for_ever() {
     }
 }
 
+// A handshake may take its time after it was let in, and there is nothing to be closed before its socket is open. It was
+// fifty questions a second, each with a walk over all sockets.
+#[tokio::test(start_paused = true)]
+async fn a_surplus_that_is_not_to_be_found_yet_is_asked_about_ever_more_rarely() {
+    let mut world = World::new();
+    let mut report = world.cluster.as_ref().expect("made").report();
+    world
+        .with_cluster(async |world| {
+            report.wait_for(|report| report.is_member).await.expect("lives");
+            other_beats(&world.memory, Join::Enter).await;
+            let _pending = [world.permit().await, world.permit().await];
+            world.others_take_all().await;
+            world.admission.owe_all();
+            let before = world.backplane.count(Call::Readmit);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let asked = world.backplane.count(Call::Readmit) - before;
+            assert!((2..60).contains(&asked), "{asked}");
+        })
+        .await;
+}
+
 /// Waits for the end of a socket: the last frame is a close with 1013.
 async fn is_sent_away(socket: &mut TcpStream) {
     let mut received = Vec::new();
