@@ -268,21 +268,24 @@ impl Admission {
         }
     }
 
-    /// Has the count of every address told anew, also of those whose last socket has ended within half a minute: the
-    /// remedy for what the backplane has forgotten, and for what nobody thought of.
-    pub fn mark_all_dirty(&self) {
+    /// Has the count of every address told anew. Outside tests, those that have sockets are asked about
+    /// ([`Self::owe_all`]): a count that is stated is compared with no cap.
+    #[cfg(test)]
+    pub(crate) fn mark_all_dirty(&self) {
         self.counts.lock().mark_all();
         self.work.notify_one();
     }
 
-    /// As [`Self::mark_all_dirty`], for the addresses whose last socket has ended: those that have some are asked about.
+    /// Has the end of those addresses told anew whose last socket has ended within half a minute: a backplane that has
+    /// forgotten it counts them.
     pub fn mark_left_dirty(&self) {
         self.counts.lock().mark_left();
         self.work.notify_one();
     }
 
     /// Every socket has to be admitted again, and no count is told before it was: to be called when the node has become a
-    /// member anew, before anything else.
+    /// member anew, before anything else. And now and then: the remedy for counts that somebody has removed, and for what
+    /// nobody thought of.
     pub fn owe_all(&self) {
         self.counts.lock().owe_all();
         self.unadmitted.notify_one();

@@ -47,7 +47,8 @@ use crate::vitals::{Loop, Vitals};
 pub const BEAT_EVERY: Duration = Duration::from_millis(1_500);
 /// Changed counts gather for this long before they are told.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(20);
-/// All counts are told anew this often, whatever happened to them: well within the hour after which they expire.
+/// All sockets are admitted anew this often, whatever happened to their counts: well within the hour after which those
+/// expire. It bounds for how long sockets may live that nobody counts, as somebody has removed their count.
 pub const REWRITE_EVERY: Duration = Duration::from_secs(20 * 60);
 /// Where something else than counts stood in an address's place is asked about again after this: so soon after an operator
 /// has removed it, the address has its cap again.
@@ -248,13 +249,19 @@ impl Cluster {
             let begun = Instant::now();
             let rest = match self.parts.admission.readmit().await {
                 Ok(Readmission { kept, is_stuck: false }) => {
-                    backoff.reset();
-                    let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
                     // What trickles in gathers, like counts do. And a handshake that ends while somebody of its address
                     // had to go gets the time for it: the next answer finds its socket.
                     let is_whole = kept.is_empty() && self.parts.admission.owes_admission();
-                    self.close_surplus(kept);
-                    if is_whole { rest } else { rest.max(FLUSH_AFTER) }
+                    let is_refused = !kept.is_empty();
+                    if self.close_surplus(kept) == 0 && is_refused {
+                        // Not open yet, for as long as a client takes to read the answer to its handshake. The next answer
+                        // says the same, and every look is one at all sockets.
+                        backoff.next_delay(&mut rand::rng())
+                    } else {
+                        backoff.reset();
+                        let rest = pace::rest_after(begun.elapsed(), self.report.borrow().members);
+                        if is_whole { rest } else { rest.max(FLUSH_AFTER) }
+                    }
                 }
                 Ok(_) | Err(_) => backoff.next_delay(&mut rand::rng()),
             };
@@ -281,12 +288,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Closes the sockets for which there is no room any more. `kept` says how many of each address may stay.
+    /// Closes the sockets for which there is no room any more, and says how many those were. `kept` says how many of each
+    /// address may stay.
     // Inv. CAP
-    fn close_surplus(&self, kept: Vec<(AddressHash, u32)>) {
+    fn close_surplus(&self, kept: Vec<(AddressHash, u32)>) -> usize {
         let sockets = self.all_but_the_oldest(&kept.into_iter().collect());
-        if !sockets.is_empty() {
-            tracing::warn!(sockets = sockets.len(), "closing sockets that are over their address's cap");
+        let count = sockets.len();
+        if count > 0 {
+            tracing::warn!(sockets = count, "closing sockets that are over their address's cap");
         }
         for id in sockets {
             // The cluster does not count it any more. Were its place kept until the client has answered, the next answer
@@ -294,6 +303,7 @@ impl Cluster {
             self.parts.hub.give_place_back(id);
             self.parts.hub.close(id, CloseReason::Overloaded);
         }
+        count
     }
 
     /// The sockets of these addresses but for the oldest, as many of each as is said: who came last has the least to
@@ -347,7 +357,10 @@ impl Cluster {
     async fn rewrite(&self) {
         loop {
             tokio::time::sleep(REWRITE_EVERY).await;
-            self.parts.admission.mark_all_dirty();
+            // Inv. CAP: asked, not stated. Somebody may have removed an address's counts, and others been let in since in the
+            // place of those who know nothing of it; a count that is stated as a fact is compared with no cap.
+            self.parts.admission.owe_all();
+            self.parts.admission.mark_left_dirty();
         }
     }
 }

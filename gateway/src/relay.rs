@@ -195,9 +195,7 @@ impl Relay {
         let standing = newest.map(|(_, _, snapshot)| snapshot);
         if self.parts.time.at(self.parts.clock.now()).is_none() {
             // Nobody has asked yet. Whoever shows a number must know how old it is.
-            let sent = self.parts.clock.now();
-            let now = self.attend(backplane.salts(&[])).await?.now;
-            self.parts.time.learned(sent, now);
+            self.learn_time().await?;
         }
         let Some(snapshot) = standing.or(stored) else { return Ok(()) };
         let now = self.parts.clock.now();
@@ -328,6 +326,11 @@ impl Relay {
         if cfg!(debug_assertions) && self.parts.panic_on == Some(PanicOn::FirstSnapshot) {
             panic!("planted by a test");
         }
+        if !more_follows && self.age_of(snapshot, self.parts.clock.now()).is_none_or(|age| age >= self.watch.limit()) {
+            // The newest that there is seems old, or of the future. That may be so, or Redis' clock was set since its last
+            // reading. Before the slot is noted: silence meanwhile makes it forgotten.
+            let _ = self.learn_time().await;
+        }
         // Inv. SLOT
         if !entry.tick.is_some_and(|mark| self.gate.admit(mark) || planted::has(Bug::NoSlotCheck)) {
             return Relayed::Duplicate;
@@ -345,7 +348,7 @@ impl Relay {
     /// Until when a snapshot is the present truth. One that is ends the time of staleness.
     // One look at the clock for its age and for what follows from it: a pause between two would be forgotten.
     fn judge(&mut self, snapshot: Snapshot, now: Mono) -> Mono {
-        let age = self.parts.time.at(now).and_then(|time| age(snapshot.timestamp, time));
+        let age = self.age_of(snapshot, now);
         let was_stale = self.watch.is_stale();
         let fresh_until = self.watch.came(age, now);
         if was_stale && !self.watch.is_stale() {
@@ -353,6 +356,19 @@ impl Relay {
             tracing::info!("snapshots come again");
         }
         fresh_until
+    }
+
+    fn age_of(&self, snapshot: Snapshot, now: Mono) -> Option<Duration> {
+        self.parts.time.at(now).and_then(|time| age(snapshot.timestamp, time))
+    }
+
+    /// Reads the backplane's clock.
+    async fn learn_time(&mut self) -> Result<()> {
+        let backplane = Arc::clone(&self.parts.backplane);
+        let sent = self.parts.clock.now();
+        let now = self.attend(backplane.salts(&[])).await?.now;
+        self.parts.time.learned(sent, now);
+        Ok(())
     }
 
     /// Runs `work` to its end; meanwhile says when snapshots stay away, and shows that the relay lives.

@@ -208,6 +208,7 @@ impl Counts {
     }
 
     /// Every address is to be told anew, also those that have left of late.
+    #[cfg(test)]
     pub(super) fn mark_all(&mut self) {
         self.dirty.extend(self.addresses.iter().filter(|(_, sockets)| sockets.held > 0).map(|(address, _)| *address));
         self.mark_left();

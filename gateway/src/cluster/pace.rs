@@ -5,13 +5,13 @@
 //! rests between two calls for as long as makes the calls of *all* members together take half of that thread, and at least
 //! as long as its own call took, within reason, which is more where Redis is busy with other things.
 //!
-//! With 53 members that have 19,000 addresses each, a million in all, it takes 7 s; a lone node of as many has its own
+//! With 53 members that have 19,000 addresses each, a million in all, it takes 9 s; a lone node of as many has its own
 //! through within a quarter of a second.
 
 use std::time::Duration;
 
-/// What a full call costs of Redis's one thread (128 addresses at 3.5 µs; docs/ARCHITECTURE.md, ADR 20).
-pub const CALL_COSTS: Duration = Duration::from_micros(450);
+/// What a full call costs of Redis's one thread (128 addresses at 4.6 µs; docs/ARCHITECTURE.md, ADR 20).
+pub const CALL_COSTS: Duration = Duration::from_micros(590);
 /// All members together take one part in so many of that thread.
 const SHARE: u32 = 2;
 
@@ -52,6 +52,6 @@ mod tests {
         let calls = 19_000_u32.div_ceil(128);
         let took = Duration::from_millis(5);
         let all = (took + rest_after(took, 53)) * calls;
-        assert!(all < Duration::from_secs(8), "{all:?}");
+        assert!(all < Duration::from_secs(10), "{all:?}");
     }
 }

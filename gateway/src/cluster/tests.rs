@@ -114,6 +114,13 @@ impl World {
         }
     }
 
+    /// What stands for [`CLIENT`]'s address is removed, and the other node fills the cap.
+    async fn others_take_all(&self) {
+        let removed = [(address_hash(&SECRET, CLIENT), 0)];
+        assert_eq!(self.memory.set_counts(NodeId::from_random(1), &removed).await, Ok(vec![]));
+        assert_eq!(self.memory.admit(&self.other_admits(0, CAP)).await, Ok(AdmitReply::Granted));
+    }
+
     fn other_admits(&self, held: u32, wanted: u32) -> Admit {
         let address = address_hash(&SECRET, CLIENT);
         Admit { node: NodeId::from_random(2), address, held, wanted, cap: CAP }
@@ -218,6 +225,53 @@ async fn a_handshake_that_ends_after_its_address_was_admitted_again_is_not_one_t
                 world.backplane.seen(Call::Readmit, world.backplane.count(Call::Readmit) + 1).await;
             }
             assert_eq!(world.memory.admit(&world.other_admits(1, 2)).await, Ok(AdmitReply::Refused { counted: 1 }));
+        })
+        .await;
+}
+
+// Inv. CAP: somebody has removed the counts of an address, and this node saw nothing of it. It was a count stated as a
+// fact, beside which others had been let in: for as long as their clients stayed.
+#[tokio::test]
+async fn sockets_whose_count_was_removed_are_not_uncounted_for_ever() {
+    let mut world = World::new();
+    let cluster = world.cluster.take().expect("made");
+    let mut report = cluster.report();
+    let test = async {
+        within(report.wait_for(|report| report.is_member)).await.expect("lives");
+        other_beats(&world.memory, Join::Enter).await;
+        let mut sockets = [world.socket().await, world.socket().await];
+        world.others_take_all().await;
+        tokio::time::pause();
+        tokio::time::advance(REWRITE_EVERY).await;
+        tokio::time::resume();
+        for socket in &mut sockets {
+            within(is_sent_away(socket)).await;
+        }
+        assert_eq!(world.memory.admit(&world.other_admits(CAP, CAP)).await, Ok(AdmitReply::Granted));
+    };
+    tokio::select! {
+        () = cluster.run(world.lifecycle.clone()) => panic!("the loops ended"),
+        () = test => {}
+    }
+}
+
+// A handshake may take its time after it was let in, and there is nothing to be closed before its socket is open. It was
+// fifty questions a second, each with a walk over all sockets.
+#[tokio::test(start_paused = true)]
+async fn a_surplus_that_is_not_to_be_found_yet_is_asked_about_ever_more_rarely() {
+    let mut world = World::new();
+    let mut report = world.cluster.as_ref().expect("made").report();
+    world
+        .with_cluster(async |world| {
+            report.wait_for(|report| report.is_member).await.expect("lives");
+            other_beats(&world.memory, Join::Enter).await;
+            let _pending = [world.permit().await, world.permit().await];
+            world.others_take_all().await;
+            world.admission.owe_all();
+            let before = world.backplane.count(Call::Readmit);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let asked = world.backplane.count(Call::Readmit) - before;
+            assert!((2..60).contains(&asked), "{asked}");
         })
         .await;
 }

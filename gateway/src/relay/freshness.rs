@@ -4,8 +4,9 @@
 //! snapshot comes back through the stream each interval, so its absence proves that somewhere between ticker and
 //! node something is broken, whatever else seems healthy. After two intervals and [`GRACE`] without one, the node
 //! says so: it repeats the last snapshot each interval, with its own timestamp and flagged as stale, until a fresh
-//! one comes. A snapshot that comes late (a node catches up) is judged by its age, not by its arrival; one that is
-//! ahead of the backplane's time has no age that could be known, and counts as stale.
+//! one comes. A snapshot that comes late (a node catches up) is judged by its age, not by its arrival; as its timestamp
+//! may be cut by a second, it is believed to be as much younger, and so flagged at the age of two intervals and two
+//! seconds at the latest. One that is ahead of the backplane's time has no age that could be known, and counts as stale.
 //!
 //! Until when a number is fresh is decided once, when it comes, and told with it: whoever shows it compares that with
 //! the clock. So it is flagged in time also while this node's relay is held up, or was stopped with the process and

@@ -247,8 +247,18 @@ async fn pause(
     let what = format!("ticker stopped: {}", moment.name());
     let (part, over) = (Part::Gateway, stage.now());
     let takes_from = begun;
-    let fault =
-        FaultLog { kind: moment.name(), what, part, cut_off: 1, loses: false, takes_from, confirmed, begun, good, over };
+    let fault = FaultLog {
+        kind: moment.name(),
+        what,
+        part,
+        cut_off: 1,
+        loses: false,
+        takes_from,
+        confirmed,
+        begun,
+        good,
+        over,
+    };
     Pause { moment, node: fleet.node(ticker), fault, refused: way.refused() - refused_before }
 }
 

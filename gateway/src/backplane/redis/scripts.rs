@@ -18,8 +18,11 @@ use shared::keys::SCHEMA_VERSION;
 use crate::backplane::{HOLE_MS_MAX, STREAM_ENTRIES_MAX};
 use crate::planted;
 
-/// How long counts of an address outlive the last write to them. Nodes rewrite all counts every 20 minutes.
+/// How long counts of an address outlive the last write to them. Nodes ask about all of them every 20 minutes, and have
+/// the time prolonged when half of it is over.
 const ADDRESS_TTL_SECONDS: u32 = 3600;
+/// The most nodes, the dead among them, that have counts of one address; a larger hash is none of ours.
+const ADDRESS_NODES_MAX: u32 = 1024;
 /// A salt serves its own day and, for aliases, the one after.
 const SALT_TTL_SECONDS: u32 = 48 * 3600;
 /// The most visitors that one tick removes, and the most whose time it corrects: some 1 ms of Redis's one thread.
@@ -58,6 +61,7 @@ scripts!(admit, beat, claim, leave, publish, release, salts, set_counts, tick, t
 
 fn constants() -> String {
     let numbers = [
+        ("ADDRESS_NODES_MAX", u64::from(ADDRESS_NODES_MAX)),
         ("ADDRESS_TTL_SECONDS", u64::from(ADDRESS_TTL_SECONDS)),
         ("HOLE_MS_MAX", HOLE_MS_MAX),
         ("MEMBER_LEASE_MS_MAX", u64::from(MEMBER_LEASE_MS_MAX)),

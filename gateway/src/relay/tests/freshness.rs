@@ -41,6 +41,21 @@ async fn a_snapshot_from_the_future_is_flagged_when_it_comes() {
         .await;
 }
 
+// Redis' clock was set forward, and this node's last reading of it is from before: the number is right all the same.
+#[tokio::test]
+async fn a_snapshot_that_only_seems_to_be_from_the_future_is_not_flagged() {
+    let mut world = World::new();
+    world
+        .with_relay(async |world| {
+            world.listening().await;
+            world.now.fetch_add(60_000, Ordering::Relaxed);
+            let right = world.tick().await;
+            let shown = world.next_news().await;
+            assert_eq!(shown.text, encode_update(right, Freshness::Fresh));
+        })
+        .await;
+}
+
 // What the hub compares with the clock is the moment in which the relay would say that snapshots stay away.
 #[tokio::test(start_paused = true)]
 async fn a_number_comes_with_the_end_of_its_time() {

@@ -224,6 +224,14 @@ async fn what_may_expire_does() {
         planted.call("PERSIST", &format!("ip:{address}"), &[]).await;
         planted.backplane.set_counts(node(1), &[(address, 1)]).await.expect("an answer");
     }
+    // Inv. CAP: what is asked about and has not changed is not written, and does not expire meanwhile either.
+    for (left, after) in [("3000", 2940..=3000), ("1700", 3540..=3600)] {
+        planted.call("EXPIRE", &format!("ip:{address}"), &[left]).await;
+        let replies = planted.backplane.readmit(node(1), 10, &[(address, 1)]).await.expect("an answer");
+        assert_eq!(replies, [Ok(AdmitReply::Granted)]);
+        let ttl = planted.call("TTL", &format!("ip:{address}"), &[]).await.number();
+        assert!(after.contains(&ttl), "{ttl}");
+    }
     planted.backplane.set_counts(node(1), &[(address, 0)]).await.expect("an answer");
     assert_eq!(planted.call("EXISTS", &format!("ip:{address}"), &[]).await.number(), 0);
 }
@@ -263,18 +271,49 @@ async fn an_address_whose_key_holds_something_else_costs_the_others_nothing() {
     assert_eq!(planted.call("EXISTS", &key(8), &[]).await.number(), 0);
 
     // What is a number to Lua and none to anybody else would let everybody in.
-    for (n, count) in [(1, "nan"), (2, "-5"), (3, "x")] {
+    // And no node can make room for a fraction.
+    for (n, count) in [(1, "nan"), (2, "-5"), (3, "x"), (4, "0.5")] {
         planted.call("HSET", &key(n), &[&node(1).to_string(), count]).await;
     }
     let replies = backplane.readmit(node(1), 10, &all[..9]).await.expect("an answer");
     for (n, reply) in (0..).zip(replies) {
-        let is_strange = [1, 2, 3, 7].contains(&n);
+        let is_strange = [1, 2, 3, 4, 7].contains(&n);
         assert_eq!(reply.is_err_and(|error| matches!(error, BackplaneError::Corrupt(_))), is_strange, "{n}");
     }
     for n in strange {
         assert_eq!(planted.call("GET", &key(n), &[]).await.text(), "precious");
     }
-    assert_eq!(metrics.backplane_failures.value(BackplaneFailure::Corrupt), 3 + 4, "each is counted");
+    assert_eq!(metrics.backplane_failures.value(BackplaneFailure::Corrupt), 3 + 5, "each is counted");
+}
+
+/// A hash of somebody else's in an address's place. Its numbers were taken for counts of dead nodes, and removed.
+#[tokio::test]
+async fn a_hash_of_something_else_is_left_alone() {
+    let mut planted = Planted::new().await;
+    planted.backplane.beat(node(1), Join::Enter, Duration::from_secs(6)).await.expect("an answer");
+    let address = AddressHash([1; 16]);
+    let key = format!("ip:{address}");
+    let upper = "0123456789ABCDEF";
+    let many: Vec<_> = (0..1_025).flat_map(|n| [node(1_000 + n).to_string(), "1".to_owned()]).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    for fields in [&["visits", "7", "bounces", "1"][..], &[upper, "1"], &["0123456789abcdef0", "1"], &many] {
+        planted.resp.call(&["DEL", &format!("{{analytics}}:{key}")]).await;
+        planted.call("HSET", &key, fields).await;
+        let request = Admit { node: node(1), address, held: 0, wanted: 1, cap: 10 };
+        let reply = planted.backplane.admit(&request).await;
+        assert!(matches!(reply, Err(BackplaneError::Corrupt(_))), "{reply:?}");
+        let replies = planted.backplane.readmit(node(1), 10, &[(address, 1)]).await.expect("an answer");
+        assert!(matches!(replies[..], [Err(BackplaneError::Corrupt(_))]), "{replies:?}");
+        if fields != many {
+            for count in [0, 1] {
+                let told = planted.backplane.set_counts(node(1), &[(address, count)]).await;
+                assert_eq!(told, Ok(vec![address]), "{fields:?}");
+            }
+        }
+        let left = planted.call("HLEN", &key, &[]).await.number();
+        assert_eq!(usize::try_from(left), Ok(fields.len() / 2), "{fields:?}");
+        assert_eq!(planted.call("TTL", &key, &[]).await.number(), -1, "{fields:?}");
+    }
 }
 
 /// One call for each key, and what it is told when that key holds something else.

@@ -16,34 +16,45 @@ expect('hash', KEYS[2], 'told')
 refuse_if_late(KEYS[2], ARGV[1], tonumber(ARGV[2]))
 settle_members(nodes, tonumber(ARGV[3]))
 
-local members = {}
-local function lives(node)
-  if members[node] == nil then
-    members[node] = is_member(nodes, node) and true or false
+-- The same few names and numbers stand at most addresses: each is looked at once.
+local function once(look)
+  local seen = {}
+  return function(text)
+    if seen[text] == nil then
+      seen[text] = look(text) or false
+    end
+    return seen[text]
   end
-  return members[node]
 end
 
+local is_name = once(is_node)
+local lives = once(function(node)
+  return is_member(nodes, node)
+end)
+-- What is no whole number would be refused for ever, as nobody can close half a socket; and 'nan' is a number to Lua.
+local count_of = once(function(text)
+  return string.find(text, '^%d+$') and tonumber(text)
+end)
+
 -- What the other members hold of an address, and what is counted of the node's; nil when the key holds what the
--- contract does not allow.
+-- contract does not allow. All of it is looked at before anything is removed: a hash of somebody else's holds numbers, too.
 local function counts_of(address, node)
-  local counts = redis.pcall('HGETALL', address)
-  if counts.err then
+  local fields = redis.pcall('HLEN', address)
+  if type(fields) ~= 'number' or fields > ADDRESS_NODES_MAX then
     return nil
   end
-  for i = 2, #counts, 2 do
-    local count = tonumber(counts[i])
-    -- 'nan' is a number to Lua, and nothing is more than that.
-    if not (count and count >= 0) then
+  local counts = redis.call('HGETALL', address)
+  for i = 1, #counts, 2 do
+    if not (is_name(counts[i]) and count_of(counts[i + 1])) then
       return nil
     end
   end
   local others, own = 0, 0
   for i = 1, #counts, 2 do
     if counts[i] == node then
-      own = tonumber(counts[i + 1])
+      own = count_of(counts[i + 1])
     elseif lives(counts[i]) then
-      others = others + tonumber(counts[i + 1])
+      others = others + count_of(counts[i + 1])
     else
       redis.call('HDEL', address, counts[i])
     end
@@ -68,9 +79,11 @@ local function admit(address, node, held, wanted, cap)
     counted = wanted > held and held or math.min(held, fits)
   end
   -- What stands there already is not written: a node that enters again asks about all it has, and as a rule nothing
-  -- has changed. It expires later than it is told anew (set_counts.lua).
+  -- has changed. But it must not expire while nodes ask about it: every 20 minutes, so half an hour is early enough.
   if counted > 0 and counted ~= own then
     redis.call('HSET', address, node, int(counted))
+    redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
+  elseif counted > 0 and redis.call('TTL', address) < ADDRESS_TTL_SECONDS / 2 then
     redis.call('EXPIRE', address, ADDRESS_TTL_SECONDS)
   elseif counted == 0 and own > 0 then
     redis.call('HDEL', address, node)

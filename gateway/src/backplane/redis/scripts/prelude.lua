@@ -71,6 +71,11 @@ local function settle_members(nodes, lease)
   end
 end
 
+-- How nodes name themselves; a field of an address that is named otherwise was not written by one.
+local function is_node(name)
+  return #name == 16 and not string.find(name, '[^0-9a-f]')
+end
+
 local function is_member(nodes, node)
   local lease_end = redis.call('ZSCORE', nodes, node)
   return lease_end and tonumber(lease_end) > now

@@ -13,8 +13,9 @@ refuse_if_late(KEYS[1], ARGV[1], tonumber(ARGV[2]))
 local passed_over = {}
 for i = 2, #KEYS do
   local address, count = KEYS[i], ARGV[i + 2]
-  local found = redis.call('TYPE', address).ok
-  if found ~= 'none' and found ~= 'hash' then
+  -- One field tells a hash of somebody else's; a key of another type is an error.
+  local field = redis.pcall('HRANDFIELD', address)
+  if type(field) == 'table' or field and not is_node(field) then
     passed_over[#passed_over + 1] = i - 2
   elseif count == '0' then
     redis.call('HDEL', address, ARGV[3])
