@@ -5,7 +5,6 @@
 //! | [`conn`] | one socket: written to directly, from any thread |
 //! | `outbox` | what waits for a slow reader, and what it loses when too much waits |
 //! | `task`, `reader`, `linger` | a socket's task: asleep until bytes arrive; then a reader for as long as they do |
-//! | `sockets` | the map of all of them, in parts |
 //! | [`broadcast`], `forms`, `pace` | the thread that writes every message to every socket |
 //! | [`ring`], `replay`, [`past`] | what the stream brought lately, and how a returning client gets the rest of it |
 //! | [`sweep`], `pulse` | the thread that pings and enforces deadlines; what those are |
@@ -21,7 +20,7 @@
 //! brings before the socket read it.
 //!
 //! Deliberately absent: who may come in (admission), what is sent (relay), and any hold of the map's locks while
-//! a socket is written to: passes work on clones, of a part of the map at a time (`sockets`).
+//! a socket is written to: passes work on a snapshot.
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -40,7 +39,6 @@ mod pulse;
 mod reader;
 mod replay;
 pub mod ring;
-mod sockets;
 pub mod sweep;
 mod task;
 mod viewer;
@@ -55,6 +53,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use fastwebsockets::OpCode;
 use shared::close::CloseReason;
 use shared::ids::{ConnId, EventId};
@@ -69,7 +68,6 @@ use self::core::Core;
 use self::outbox::Content;
 use self::parcel::Parcel;
 use self::pulse::{Limits, Pulse};
-use self::sockets::Sockets;
 use self::task::SocketTask;
 use self::viewer::Viewer;
 use crate::backplane::AddressHash;
@@ -299,7 +297,7 @@ impl Peer<'_> {
 #[derive(Debug)]
 pub struct Hub {
     core: Core,
-    conns: Sockets<Arc<Conn>>,
+    conns: DashMap<ConnId, Arc<Conn>>,
     next_id: AtomicU64,
     handler: Box<dyn Handler>,
     clock: Clock,
@@ -324,7 +322,7 @@ impl Hub {
         handler: Box<dyn Handler>,
     ) -> Arc<Self> {
         let core = Core::new(settings, clock, metrics);
-        Arc::new(Self { core, conns: Sockets::new(), next_id: AtomicU64::new(1), handler, clock, vitals })
+        Arc::new(Self { core, conns: DashMap::new(), next_id: AtomicU64::new(1), handler, clock, vitals })
     }
 
     /// Sets the state that sockets start from, before the first of them and the first broadcast. A hub that was never
@@ -354,7 +352,7 @@ impl Hub {
     /// Whether there is no socket.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.conns.is_empty()
     }
 
     /// Takes over a socket: it gets `init` at once, what it missed if it says where it was, and every message from then
@@ -395,8 +393,16 @@ impl Hub {
     }
 
     /// Calls `visit` with each socket. No lock is held meanwhile; a socket may end before it is visited.
-    pub fn for_each(&self, mut visit: impl FnMut(&Arc<Conn>)) {
-        self.conns.each_part(|sockets| sockets.iter().for_each(&mut visit));
+    pub fn for_each(&self, visit: impl FnMut(&Arc<Conn>)) {
+        let mut sockets = Vec::new();
+        self.snapshot(&mut sockets);
+        sockets.iter().for_each(visit);
+    }
+
+    /// Fills `sockets` with all there are. A shard's lock is held for the microseconds that it takes to count its
+    /// sockets up, not for the milliseconds that it takes to write to them.
+    fn snapshot(&self, sockets: &mut Vec<Arc<Conn>>) {
+        sockets.extend(self.conns.iter().map(|entry| Arc::clone(entry.value())));
     }
 
     /// Closes a socket, if it is still there.
@@ -423,7 +429,7 @@ impl Hub {
     }
 
     fn find(&self, id: ConnId) -> Option<Arc<Conn>> {
-        self.conns.find(id)
+        self.conns.get(&id).map(|entry| Arc::clone(entry.value()))
     }
 
     /// Closes those who hold most, until all outboxes together are well below their limit again.
@@ -451,7 +457,7 @@ impl Hub {
     }
 
     fn remove(&self, id: ConnId, close: Close) {
-        self.conns.remove(id);
+        self.conns.remove(&id);
         self.core.metrics.connections_active.add(-1);
         self.core.metrics.closed(close);
         tracing::debug!(conn = %id, ?close, "socket closed");

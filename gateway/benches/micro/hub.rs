@@ -72,7 +72,7 @@ fn pass(messages: usize) -> u32 {
 
 fn sweep() -> u32 {
     let rig = Rig::new();
-    let walk = Walk::default();
+    let mut walk = Walk::default();
     let mut seconds = 1..;
     let rounds = each(ROUNDS, || seconds.next().expect("endless"), |second| walk.sweep(&rig.hub, second));
     assert_eq!(rig.metrics.messages.value(Direction::Sent), SOCKETS, "something was due");

@@ -34,7 +34,6 @@ use super::forms::{Forms, Pass};
 use super::pace::{Pace, Passed};
 use super::pulse::Ride;
 use super::ring::Item;
-use super::sockets::{Part, each_part};
 use super::{Hub, State};
 use crate::clock::Clock;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -50,6 +49,9 @@ const PASS_MESSAGES_MAX: usize = 256;
 const PASS_BYTES_MAX: usize = 16 * 1024;
 /// Fewer sockets than this (ten milliseconds of writing) are not worth another thread's start; tests have fewer.
 const SOCKETS_PER_WRITER_MIN: usize = if cfg!(test) { 4 } else { 2_000 };
+/// So many sockets are written to, in a millisecond or two, between two looks at the clock: a process that is stopped in
+/// the middle of a pass tells few of them a number that has become stale meanwhile.
+const SOCKETS_PER_LOOK: usize = 256;
 /// The broadcaster comes round this often when there is nothing to send.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -143,6 +145,7 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
     let runtime = tokio::runtime::Handle::current();
     let mut queue = receiver.0;
     supervise::thread("broadcaster", move || {
+        let mut sockets = Vec::new();
         let mut batch = Batch::default();
         let mut pace = Pace::new(hub.core.settings.flush_interval, Instant::now());
         loop {
@@ -154,7 +157,7 @@ pub async fn run(hub: Arc<Hub>, receiver: BroadcastReceiver, lifecycle: Lifecycl
             }
             runtime.block_on(batch.gather(&mut queue, &pace, &lifecycle));
             let (messages, began) = (batch.messages.len(), Instant::now());
-            pass(&hub, &mut batch);
+            pass(&hub, &mut batch, &mut sockets);
             pace.passed(Passed { messages, left: queue.len(), began, ended: Instant::now() });
         }
     })
@@ -234,15 +237,16 @@ impl Batch {
     }
 }
 
-/// Writes what `batch` brings to all sockets, and clears it.
-pub(super) fn pass(hub: &Hub, batch: &mut Batch) {
+/// Writes what `batch` brings to all sockets, and clears it. `sockets` is empty before and after; it is kept for its
+/// memory.
+pub(super) fn pass(hub: &Hub, batch: &mut Batch, sockets: &mut Vec<Arc<Conn>>) {
     let (core, messages) = (&hub.core, &batch.messages);
     let state = messages.iter().rev().find_map(|message| message.state);
     let last_id = messages.iter().rev().find_map(|message| message.id);
     let (items, read_to_end) = (std::mem::take(&mut batch.items), batch.read_to_end);
     let (number, id_before) = core.begin_pass(Brought { state, last_id, items, read_to_end });
     if !messages.is_empty() {
-        visit(hub, &Pass { messages, number, id_before, ride: ride(hub, messages), wall: Clock::wall() });
+        visit(hub, &Pass { messages, number, id_before, ride: ride(hub, messages), wall: Clock::wall() }, sockets);
     }
     if core.has_waiting() {
         hub.for_each(|conn| conn.wake_waiting());
@@ -258,35 +262,38 @@ fn ride(hub: &Hub, messages: &[Broadcast]) -> Option<Ride> {
     Ride::new(now, settings.limits()).filter(|_| brings)
 }
 
-fn visit(hub: &Hub, pass: &Pass<'_>) {
+fn visit(hub: &Hub, pass: &Pass<'_>, sockets: &mut Vec<Arc<Conn>>) {
     let core = &hub.core;
-    let writers = (hub.len() / SOCKETS_PER_WRITER_MIN).clamp(1, core.settings.writers_max.max(1));
-    let mut shares = hub.conns.shares(writers);
+    hub.snapshot(sockets);
+    let write = |sockets: &[Arc<Conn>]| write(hub, pass, sockets);
+    let share = sockets.len().div_ceil(core.settings.writers_max.max(1)).max(SOCKETS_PER_WRITER_MIN);
+    let mut shares = sockets.chunks(share);
     let first = shares.next().unwrap_or_default();
     // Inv. ORDER: the scope ends when every share is written, so passes never overlap, not even on one socket.
     let sent = std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(|| write(hub, pass, share))).collect();
+        let others: Vec<_> = shares.map(|share| scope.spawn(|| write(share))).collect();
         let joined = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        write(hub, pass, first) + joined.sum::<u64>()
+        write(first) + joined.sum::<u64>()
     });
+    sockets.clear();
     core.metrics.messages.add(Direction::Sent, sent);
     core.metrics.passes.inc();
 }
 
-fn write(hub: &Hub, pass: &Pass<'_>, share: &[Part<Arc<Conn>>]) -> u64 {
+/// Writes what the pass brings to some of the sockets; returns how many messages were written at once.
+fn write(hub: &Hub, pass: &Pass<'_>, sockets: &[Arc<Conn>]) -> u64 {
     let core = &hub.core;
     let mut forms = Forms::new(pass, core.now());
     let mut sent = 0;
-    each_part(share, |sockets| {
-        // A process that is stopped in the middle tells at most the rest of one part what has become old.
+    for some in sockets.chunks(SOCKETS_PER_LOOK) {
         forms.at(core.now());
-        for conn in sockets {
+        for conn in some {
             sent += conn.send_pass(core, &mut forms);
             if core.is_overloaded() {
                 hub.shed();
             }
         }
-    });
+    }
     sent
 }
 

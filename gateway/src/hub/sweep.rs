@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use shared::message::encode_ping;
 
+use super::conn::Conn;
 use super::outbox::Content;
 use super::parcel::Parcel;
 use super::pulse::Action;
@@ -160,6 +161,7 @@ pub async fn run(hub: Arc<Hub>, lifecycle: Lifecycle) -> Result<(), Panicked> {
     let runtime = tokio::runtime::Handle::current();
     supervise::thread("sweeper", move || {
         let mut clock = SweepClock::start(hub.clock.now());
+        let mut sockets = Vec::new();
         loop {
             let wait = clock.until_next(hub.clock.now());
             let stopped =
@@ -167,30 +169,33 @@ pub async fn run(hub: Arc<Hub>, lifecycle: Lifecycle) -> Result<(), Panicked> {
             if stopped {
                 return;
             }
-            sweep(&hub, clock.sweep(hub.clock.now()));
+            sweep(&hub, clock.sweep(hub.clock.now()), &mut sockets);
             hub.vitals.moved(Loop::Sweeper);
         }
     })
     .await
 }
 
-/// One sweep over all sockets.
-pub(super) fn sweep(hub: &Hub, now: SweepTime) {
+/// One sweep over all sockets. `sockets` is empty before and after; it is kept for its memory.
+pub(super) fn sweep(hub: &Hub, now: SweepTime, sockets: &mut Vec<Arc<Conn>>) {
     let core = &hub.core;
     core.last_sweep.set(now, hub.clock.now_ms());
+    hub.snapshot(sockets);
     let mut ping: Option<Parcel> = None;
     let mut sent = 0;
-    hub.for_each(|conn| match conn.judge(now, core.settings.limits()) {
-        Action::Nothing => {}
-        Action::Ping => {
-            let ping =
-                ping.get_or_insert_with(|| Parcel::single(frame::text(&encode_ping(Clock::wall())), Content::Ping));
-            sent += conn.send(core, ping);
+    for conn in sockets.drain(..) {
+        match conn.judge(now, core.settings.limits()) {
+            Action::Nothing => {}
+            Action::Ping => {
+                let ping =
+                    ping.get_or_insert_with(|| Parcel::single(frame::text(&encode_ping(Clock::wall())), Content::Ping));
+                sent += conn.send(core, ping);
+            }
+            Action::Close(reason) => conn.close(core, reason),
+            Action::Retire => conn.close_draining(core, RETIRED_COMES_BACK_MS),
+            Action::End => conn.end(),
         }
-        Action::Close(reason) => conn.close(core, reason),
-        Action::Retire => conn.close_draining(core, RETIRED_COMES_BACK_MS),
-        Action::End => conn.end(),
-    });
+    }
     core.metrics.messages.add(Direction::Sent, sent);
     hub.shed();
 }

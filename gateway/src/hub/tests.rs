@@ -135,7 +135,7 @@ impl Rig {
 
     /// The sweep that many seconds after the start.
     fn sweep_at(&self, second: u64) {
-        sweep(&self.hub, SweepTime::START.after(Duration::from_secs(second)));
+        sweep(&self.hub, SweepTime::START.after(Duration::from_secs(second)), &mut Vec::new());
     }
 
     /// So many pongs have come.
@@ -151,7 +151,7 @@ impl Rig {
     fn pass(&self, messages: &[Broadcast]) {
         let mut batch = Batch::default();
         messages.iter().for_each(|message| batch.add(message.clone()));
-        super::broadcast::pass(&self.hub, &mut batch);
+        super::broadcast::pass(&self.hub, &mut batch, &mut Vec::new());
     }
 }
 
