@@ -103,8 +103,8 @@ async fn acceptance_a_client_that_answers_is_still_there_after_two_minutes() {
     for _ in 0..4 {
         client.next_of("ping", Duration::from_secs(33)).await;
     }
-    // The second may have left with a snapshot, up to 5 s before it was due; the others follow it.
-    assert!(opened.elapsed() >= Duration::from_secs(115));
+    // To about a second each.
+    assert!(opened.elapsed() >= Duration::from_secs(116));
     while opened.elapsed() < Duration::from_secs(120) {
         client.next_of("realtime_update", SOON).await;
     }
@@ -129,14 +129,15 @@ async fn pongs_keep_a_socket_open_and_silence_ends_it() {
 #[tokio::test]
 async fn pings_ride_with_snapshots_and_are_to_be_answered_all_the_same() {
     let gateway =
-        Setup::embedded().brisk().with("GATEWAY_PING_INTERVAL", "3s").with("GATEWAY_PONG_TIMEOUT", "2s").ready().await;
+        Setup::embedded().brisk().with("GATEWAY_PING_INTERVAL", "10s").with("GATEWAY_PONG_TIMEOUT", "2s").ready().await;
+    let ping_within = Duration::from_secs(16);
     let mut client = Client::open(gateway.public).await;
     let opened = Instant::now();
-    client.next_of("ping", SOON).await;
+    client.next_of("ping", ping_within).await;
     let first = opened.elapsed();
-    assert!(first >= Duration::from_secs(3), "the first after {first:?}");
+    assert!(first >= Duration::from_secs(10), "the first after {first:?}");
     let (mut pings, mut rode) = (Vec::new(), 0);
-    while pings.len() < 4 {
+    while pings.len() < 3 {
         let message = client.next_json(SOON).await;
         if message.kind() == "ping" {
             pings.push(Instant::now());
@@ -148,13 +149,13 @@ async fn pings_ride_with_snapshots_and_are_to_be_answered_all_the_same() {
     // On a machine so busy that a snapshot comes late, the sweeper may have been first.
     assert!(rode >= pings.len() - 1, "{rode} pings came with a snapshot");
     for two in pings.windows(2) {
-        // 3 s, and what this machine is late by.
+        // 10 s to about a second, and what this machine is late by.
         let interval = two[1] - two[0];
-        assert!((2.0..6.0).contains(&interval.as_secs_f64()), "{interval:?} from ping to ping");
+        assert!((8.75..14.0).contains(&interval.as_secs_f64()), "{interval:?} from ping to ping");
     }
     // It answered the last one, and stops.
     client.manners = Manners::Silent;
-    client.next_of("ping", SOON).await;
+    client.next_of("ping", ping_within).await;
     let pinged = Instant::now();
     assert_eq!(client.close_code(SOON).await, 4408);
     let closed = pinged.elapsed().as_secs_f64();
