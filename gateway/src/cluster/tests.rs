@@ -127,6 +127,16 @@ impl World {
     }
 }
 
+/// The backplane goes away until this node's lease is over; the other node stays, and has a socket let in meanwhile.
+async fn goes_out_and_another_takes_a_place(world: &World) {
+    world.backplane.set_down(true);
+    for _ in 0..2 {
+        world.pass(5_000);
+        other_beats(&world.memory, Join::Stay).await;
+    }
+    assert_eq!(world.memory.admit(&world.other_admits(0, 1)).await, Ok(AdmitReply::Granted));
+}
+
 /// What the other node's beat tells.
 async fn other_beats(memory: &MemoryBackplane, join: Join) -> u32 {
     let reply = memory.beat(NodeId::from_random(2), join, MEMBER_LEASE).await.expect("answers");
@@ -179,12 +189,7 @@ async fn a_node_that_was_out_has_its_sockets_admitted_again_and_closes_the_surpl
             report.wait_for(|report| report.is_member).await.expect("lives");
             other_beats(&world.memory, Join::Enter).await;
             let (first, mut second) = (world.socket().await, world.socket().await);
-            world.backplane.set_down(true);
-            world.pass(5_000);
-            other_beats(&world.memory, Join::Stay).await;
-            world.pass(5_000);
-            other_beats(&world.memory, Join::Stay).await;
-            assert_eq!(world.memory.admit(&world.other_admits(0, 1)).await, Ok(AdmitReply::Granted));
+            goes_out_and_another_takes_a_place(world).await;
             // Back again; having an address admitted again fails once.
             world.backplane.fail(Call::Readmit, [Fault::AnswerLost]);
             world.backplane.set_down(false);
@@ -206,12 +211,7 @@ async fn a_handshake_that_ends_after_its_address_was_admitted_again_is_not_one_t
             report.wait_for(|report| report.is_member).await.expect("lives");
             other_beats(&world.memory, Join::Enter).await;
             let (first, pending) = (world.socket().await, world.permit().await);
-            world.backplane.set_down(true);
-            for _ in 0..2 {
-                world.pass(5_000);
-                other_beats(&world.memory, Join::Stay).await;
-            }
-            assert_eq!(world.memory.admit(&world.other_admits(0, 1)).await, Ok(AdmitReply::Granted));
+            goes_out_and_another_takes_a_place(world).await;
             let asked = world.backplane.count(Call::Readmit);
             world.backplane.set_down(false);
             world.backplane.seen(Call::Readmit, asked + 1).await;

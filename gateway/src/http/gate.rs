@@ -30,7 +30,7 @@ use crate::metrics::Connect;
 /// round to those that hold the places.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What of it a place that comes free gives back.
-const PATIENCE_OF_PLACE: Duration = Duration::from_micros(500_000 / 64);
+const PATIENCE_OF_PLACE: Duration = PATIENCE.checked_div(64).expect("not by zero");
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -219,8 +219,11 @@ mod tests {
         let pass = gate.enter(Peer::Exempt, ROOM).expect("room");
         gate.room().await;
         // A timer counts whole milliseconds.
-        let least = PATIENCE;
-        assert!((least..least + Duration::from_millis(2)).contains(&began.elapsed()), "in vain: {:?}", began.elapsed());
+        assert!(
+            (PATIENCE..PATIENCE + Duration::from_millis(2)).contains(&began.elapsed()),
+            "in vain: {:?}",
+            began.elapsed()
+        );
         let (waited, began) = (began.elapsed(), Instant::now());
         gate.room().await;
         assert_eq!(began.elapsed(), Duration::ZERO, "not again, after {waited:?}");
